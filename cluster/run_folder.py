@@ -7,9 +7,9 @@
         summary.json     a Summary, at the end
         report.html  checkpoints/  model/  logs/
 
-Lines are appended and flushed one by one; every other file is replaced whole. Only the process that called `create` writes,
-readers (`headrace status`, the report) look at a live run at any time: a last line without its newline is one that is
-just being written, or one that a killed process left half done, and is not a record.
+Lines are appended and flushed one by one; every other file is replaced whole. Only the process that called `create`
+writes. Readers (`headrace status`, the report) look at a live run at any time: a last line without its newline is one
+that is just being written, or one that a killed process left half done, and is not a record.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Prompts are what an evaluation draws at random; samples of one prompt depend on each other. So a prompt's samples are
 averaged first and prompts are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-chapters 13 and 16). Simplified: plain percentiles, without bias correction; at the hundred prompts that an evaluation has the
+chapters 13 and 16). Simplified: plain percentiles, without bias correction; at an evaluation's hundred prompts the
 coverage of the nominal 95 % lies within about a percent of it (tests/cluster/test_statistics.py measures it).
 """
 

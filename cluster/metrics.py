@@ -1,0 +1,174 @@
+"""The controller's metrics, and the table of all metrics for docs/operations.md.
+
+`update_from_status` and `update_from_step` are called with what the controller publishes anyway, so a dashboard and
+`headrace status` cannot tell different stories.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from headrace.cluster.run_records import EvaluationRecord, MemberState, Pool, RunStatus, StepRecord
+from headrace.verifiers.telemetry import (
+    COMMON_LABELS,
+    GENERATOR_METRICS,
+    LEARNER_METRICS,
+    VERIFICATION_METRICS,
+    Metric,
+    Telemetry,
+    counter,
+    gauge,
+    histogram,
+)
+
+STEP = gauge("headrace_step", "Optimizer steps done; also the learner's weight version.")
+STEPS = gauge("headrace_steps", "Optimizer steps that the job asks for.")
+ELAPSED = gauge("headrace_elapsed_seconds", "Time since the run started.")
+PHASE_AGE = gauge("headrace_phase_age_seconds", "How long what goes on now has been going on.")
+PEAK_MEMORY = gauge("headrace_peak_memory_bytes", "Most memory (PSS) that the run's processes have held together.")
+
+REWARD = gauge("headrace_reward", "Mean reward of the last step's samples.")
+PASSED = gauge("headrace_pass_ratio", "Share of the last step's samples that passed their check.")
+TRUNCATED = gauge("headrace_truncated_ratio", "Share of the last step's samples that ended by length.")
+EVALUATION_REWARD = gauge(
+    "headrace_evaluation_reward", "Mean reward of the last evaluation, by how tokens were drawn.", "decoding"
+)
+STALENESS_MEAN = gauge("headrace_staleness_mean_versions", "Mean staleness of the last step's trained groups.")
+STALENESS_MAX = gauge("headrace_staleness_max_versions", "Largest staleness of the last step's trained groups.")
+STALENESS_BOUND = gauge("headrace_staleness_bound_versions", "rollout.max_staleness: what admission holds.")
+
+LOSS = gauge("headrace_loss", "Loss of the last step.")
+GRAD_NORM = gauge("headrace_grad_norm", "Norm of the last step's gradient before clipping.")
+LEARNING_RATE = gauge("headrace_learning_rate", "Learning rate of the last step.")
+KL = gauge("headrace_kl_nats", "KL against the reference policy, per token; 0 where none is loaded.")
+MISMATCH_KL = gauge("headrace_mismatch_kl_nats", "KL between generator and learner on the same tokens, per token.")
+ENTROPY = gauge("headrace_entropy_nats", "Entropy of the policy, per token.")
+CLIPPED = gauge("headrace_clip_ratio", "Share of the last step's tokens whose policy ratio was clipped.")
+TIS_TRUNCATED = gauge("headrace_tis_truncated_ratio", "Share of tokens whose importance weight was truncated.")
+EFFECTIVE = gauge("headrace_effective_sample_ratio", "Effective sample size of the importance weights by their number.")
+
+SAMPLES = counter("headrace_samples_total", "Samples in the groups that came back, filtered ones included.")
+GENERATED = counter("headrace_generated_tokens_total", "Tokens generated in the groups that came back.")
+LEARNED = counter("headrace_learned_tokens_total", "Tokens through the learner's forward pass, all ranks together.")
+GROUPS = counter("headrace_groups_total", "Groups accounted for: trained, filtered or dropped.", "outcome")
+REISSUED = counter("headrace_groups_reissued_total", "Leases handed out again after they were lost or ran out.")
+STEP_SECONDS = histogram("headrace_step_seconds", "Time of one step, all its phases together.")
+PHASE_SECONDS = counter("headrace_phase_seconds_total", "Time by phase of the step.", "phase")
+BUSY = gauge("headrace_pool_busy_ratio", "Share of the last step's time that the pool worked.", "pool")
+
+QUEUE = gauge("headrace_queue_groups", "Groups in the queue: leased to a generator, or ready to be trained.", "state")
+QUEUE_CAPACITY = gauge("headrace_queue_capacity_groups", "Leases that admission by staleness allows now.")
+OLDEST_LEASE = gauge("headrace_queue_oldest_lease_seconds", "Age of the oldest lease that has not come back.")
+MEMBERS = gauge("headrace_members", "Members by pool and state.", "pool", "state")
+RESTARTS = counter("headrace_member_restarts_total", "Members that died and were replaced.", "pool")
+
+WEIGHT_SYNCS = counter("headrace_weight_syncs_total", "Weight versions published to the generators.")
+PUBLISH = histogram("headrace_weight_publish_seconds", "Time to send, swap and attest one version on all generators.")
+PAUSE = histogram("headrace_weight_pause_seconds", "Longest time that one generator stood still for one version.")
+VERIFIER_ERRORS = counter(
+    "headrace_verifier_errors_total", "Checks that did not run to their end, through no fault of the sample.", "reason"
+)
+
+CONTROLLER_METRICS = (
+    *(STEP, STEPS, ELAPSED, PHASE_AGE, PEAK_MEMORY),
+    *(REWARD, PASSED, TRUNCATED, EVALUATION_REWARD, STALENESS_MEAN, STALENESS_MAX, STALENESS_BOUND),
+    *(LOSS, GRAD_NORM, LEARNING_RATE, KL, MISMATCH_KL, ENTROPY, CLIPPED, TIS_TRUNCATED, EFFECTIVE),
+    *(SAMPLES, GENERATED, LEARNED, GROUPS, REISSUED, STEP_SECONDS, PHASE_SECONDS, BUSY),
+    *(QUEUE, QUEUE_CAPACITY, OLDEST_LEASE, MEMBERS, RESTARTS),
+    *(WEIGHT_SYNCS, PUBLISH, PAUSE, VERIFIER_ERRORS),
+)
+
+TABLES: dict[str, tuple[Metric, ...]] = {
+    "controller": CONTROLLER_METRICS,
+    "generator": GENERATOR_METRICS,
+    "verification worker": VERIFICATION_METRICS,
+    "learner rank": LEARNER_METRICS,
+}
+
+
+def controller_telemetry(run: str) -> Telemetry:
+    """The controller's metrics. What no record holds is counted where it happens: `add(RESTARTS, pool=...)`,
+    `add(VERIFIER_ERRORS, reason=...)` and `update_from_sync`."""
+    telemetry = Telemetry(CONTROLLER_METRICS, run=run, member="controller")
+    # A rate needs the 0 before the first event.
+    for pool in Pool:
+        telemetry.add(RESTARTS, 0, pool=pool)
+    for outcome in ("trained", "filtered", "dropped"):
+        telemetry.add(GROUPS, 0, outcome=outcome)
+    return telemetry
+
+
+def update_from_status(telemetry: Telemetry, status: RunStatus, now: float) -> None:
+    """Everything that is the value of the moment. `now` is Unix time."""
+    telemetry.set(STEP, status.step)
+    telemetry.set(STEPS, status.steps)
+    telemetry.set(ELAPSED, status.elapsed_seconds)
+    telemetry.set(PHASE_AGE, max(0.0, now - status.phase_since))
+    telemetry.set(PEAK_MEMORY, status.peak_memory_bytes)
+    telemetry.set(STALENESS_BOUND, status.max_staleness)
+    telemetry.raise_to(WEIGHT_SYNCS, status.weight_syncs)
+    if status.queue is not None:
+        telemetry.set(QUEUE, status.queue.leased, state="leased")
+        telemetry.set(QUEUE, status.queue.ready, state="ready")
+        telemetry.set(QUEUE_CAPACITY, status.queue.capacity)
+        telemetry.set(OLDEST_LEASE, status.queue.oldest_lease_seconds)
+        telemetry.raise_to(REISSUED, status.queue.reissued)
+    states = Counter((member.pool, member.state) for member in status.members)
+    for pool in Pool:
+        for state in MemberState:
+            telemetry.set(MEMBERS, states[pool, state], pool=pool, state=state)
+
+
+def update_from_step(telemetry: Telemetry, record: StepRecord) -> None:
+    """Everything that a step adds or ends. Call it once a step."""
+    for metric, value in (
+        (REWARD, record.reward_mean),
+        (PASSED, record.pass_rate),
+        (TRUNCATED, record.truncated_share),
+        (STALENESS_MEAN, record.staleness_mean),
+        (STALENESS_MAX, record.staleness_max),
+        (LOSS, record.loss),
+        (GRAD_NORM, record.grad_norm),
+        (LEARNING_RATE, record.learning_rate),
+        (KL, record.kl),
+        (MISMATCH_KL, record.mismatch_kl),
+        (ENTROPY, record.entropy),
+        (CLIPPED, record.clip_share),
+        (TIS_TRUNCATED, record.tis_truncated_share),
+        (EFFECTIVE, record.effective_sample_share),
+    ):
+        telemetry.set(metric, value)
+    telemetry.add(SAMPLES, record.samples)
+    telemetry.add(GENERATED, record.generated_tokens)
+    telemetry.add(LEARNED, record.learner_tokens)
+    telemetry.add(GROUPS, record.groups_trained, outcome="trained")
+    telemetry.add(GROUPS, record.groups_filtered, outcome="filtered")
+    telemetry.add(GROUPS, record.groups_dropped, outcome="dropped")
+    telemetry.observe(STEP_SECONDS, sum(record.phases.values()))
+    for phase, seconds in record.phases.items():
+        telemetry.add(PHASE_SECONDS, seconds, phase=phase)
+    for pool, share in record.busy.items():
+        telemetry.set(BUSY, share, pool=pool)
+
+
+def update_from_evaluation(telemetry: Telemetry, record: EvaluationRecord) -> None:
+    telemetry.set(EVALUATION_REWARD, record.sampled.reward, decoding="sampled")
+    telemetry.set(EVALUATION_REWARD, record.greedy.reward, decoding="greedy")
+
+
+def update_from_sync(telemetry: Telemetry, publish_seconds: float, pause_seconds: float) -> None:
+    """One version has reached the generators: the time of it all, and the longest that one of them stood still."""
+    telemetry.observe(PUBLISH, publish_seconds)
+    telemetry.observe(PAUSE, pause_seconds)
+
+
+def metrics_markdown() -> str:
+    """The tables of docs/operations.md, one a process kind, as they stand between its markers."""
+    common = " and ".join(f"`{label}`" for label in COMMON_LABELS)
+    lines = [f"Every metric has the labels {common}; the column names what it has besides."]
+    for process, table in TABLES.items():
+        lines += ["", f"### {process.capitalize()}", "", "| name | type | labels | what it says |", "|---|---|---|---|"]
+        for metric in table:
+            labels = ", ".join(f"`{label}`" for label in metric.labels)
+            lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"

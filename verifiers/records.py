@@ -88,7 +88,6 @@ class Lease(msgspec.Struct, frozen=True):
     prompt: Prompt
     group_size: int
     sampling: Sampling
-    seed: int | None = None  # sample i draws with seed + i; None: the engine's own stream
     attempt: int = 1  # counts up each time that the prompt is handed out again
 
 

@@ -118,16 +118,16 @@ def make_group(store: TCPStore, address: GroupAddress, rank: int, local_host: st
     timeout = timedelta(seconds=address.timeout_seconds)
     prefixed = PrefixStore(f"headrace/{address.epoch}", store)
     if address.backend == "gloo":
-        options = ProcessGroupGloo._Options()  # noqa: SLF001  the only way to name the interface
-        options._timeout = timeout  # noqa: SLF001
-        options._devices = [ProcessGroupGloo.create_device(hostname=local_host)]  # noqa: SLF001
+        options = ProcessGroupGloo._Options()
+        options._timeout = timeout
+        options._devices = [ProcessGroupGloo.create_device(hostname=local_host)]
         return ProcessGroupGloo(prefixed, rank, address.world_size, options)
     if address.backend == "nccl":
         # Exists in GPU builds only, so it cannot be imported at the top of the file.
         from torch.distributed import ProcessGroupNCCL
 
         nccl_options = ProcessGroupNCCL.Options()
-        nccl_options._timeout = timeout  # noqa: SLF001
+        nccl_options._timeout = timeout
         return ProcessGroupNCCL(prefixed, rank, address.world_size, nccl_options)
     raise ValueError(f"unknown backend {address.backend!r}: gloo or nccl")
 

@@ -1,0 +1,283 @@
+"""One member of the rollout pool: a shell round an engine, which turns leases into finished groups.
+
+    lease -> group_size requests to the engine -> each finished sample to a verification worker at once
+          -> the group: (numbers, payload), returned, so that the queue owns both objects
+
+The weight-sync calls are the engine's, in the order in which `cluster/publisher.py` makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import time
+from typing import Any
+
+import msgspec
+import prometheus_client
+import ray
+import structlog
+
+from headrace.actors.engine import Engine, EngineSettings, Output, RequestFailed
+from headrace.actors.verification import MemberReport, VerificationClient, log_stream
+from headrace.actors.weight_sync.receiver import StagingState
+from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers import telemetry
+from headrace.verifiers.records import (
+    Completion,
+    Group,
+    GroupNumbers,
+    Lease,
+    Sample,
+    StopReason,
+    VerdictKind,
+    WeightManifest,
+    WeightSpan,
+    encode,
+)
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.02  # between looks at a transfer under way
+
+
+class GeneratorSettings(msgspec.Struct, frozen=True):
+    run: str
+    name: str
+    host: str  # metrics bind to it
+    engine: EngineSettings
+    verify_timeout_seconds: float
+    verify_attempts: int
+    log_dir: str | None = None  # None: stderr, which Ray keeps
+    engine_class: str = "headrace.actors.vllm_engine:VllmEngine"
+
+
+class GeneratorStatus(msgspec.Struct, frozen=True):
+    version: int
+    inflight: int  # groups
+    groups: int  # finished since the start
+    tokens: int  # generated since the start
+    busy_seconds: float  # with at least one group in hand and not frozen
+    paused: bool
+
+
+class StagedUpdate(msgspec.Struct, frozen=True):
+    """What the engine's workers hold after a transfer."""
+
+    version: int
+    checksums: list[str]  # one a worker
+    seconds: float
+
+
+class StagingFailed(Exception):
+    """A transfer ended without the weights; the engine keeps those that it has."""
+
+
+class Generator:
+    """All methods run in the actor's event loop; many `generate` calls are under way at a time."""
+
+    def __init__(self, settings: GeneratorSettings) -> None:
+        telemetry.configure_logging(settings.run, settings.name, log_stream(settings.log_dir, settings.name))
+        self._settings = settings
+        self._metrics = telemetry.Telemetry(telemetry.GENERATOR_METRICS, settings.run, settings.name)
+        self._verification = VerificationClient(settings.verify_timeout_seconds, settings.verify_attempts)
+        self._inflight = 0
+        self._groups = 0
+        self._tokens = 0
+        self._busy = BusyClock()
+
+    async def start(self) -> MemberReport:
+        """Start the engine; returns when it can serve."""
+        os.environ.update(engine_environment(self._settings.engine))
+        module, name = self._settings.engine_class.split(":")
+        # vLLM reads its environment when it is imported, so it is imported here and by name.
+        self._engine: Engine = getattr(importlib.import_module(module), name)()
+        start = time.monotonic()
+        await self._engine.start(self._settings.engine)
+        self._server, port = telemetry.serve_metrics(
+            [self._metrics.registry, prometheus_client.REGISTRY], self._settings.host
+        )
+        log.info("engine_started", seconds=round(time.monotonic() - start, 1))
+        url = f"http://{self._settings.host}:{port}/metrics"
+        return MemberReport(os.getpid(), ray.util.get_node_ip_address(), url)
+
+    async def slots(self) -> int:
+        """Requests that the engine computes at once."""
+        return self._engine.slots
+
+    async def set_workers(self, workers: dict[str, Any]) -> None:
+        """The verification pool's serving members, actor handles by name."""
+        self._verification.set_workers(workers)
+
+    async def generate(self, lease: Lease) -> tuple[bytes, bytes]:
+        """One finished group: GroupNumbers and Group, encoded.
+
+        Raises:
+            EngineDied: the generator is of no more use.
+        """
+        self._hold(1)
+        try:
+            finished = await asyncio.gather(*[self._sample(lease) for _ in range(lease.group_size)])
+        finally:
+            self._hold(-1)
+        self._groups += 1
+        self._metrics.add(telemetry.GENERATOR_GROUPS)
+        group = Group(lease.prompt, list(finished), self._settings.name, lease.sampling)
+        numbers = group_numbers(group)
+        self._metrics.observe(telemetry.GENERATOR_GENERATE, numbers.generate_seconds)
+        return encode(numbers), encode(group)
+
+    async def _sample(self, lease: Lease) -> Completion:
+        start = time.monotonic()
+        try:
+            output = await self._engine.complete(lease.prompt.token_ids, lease.sampling)
+        except RequestFailed as error:
+            log.warning("request_failed", prompt=lease.prompt.id, error=str(error))
+            output = Output("", [], [], [WeightSpan(self._engine.version, 0, 0)], StopReason.ABORTED)
+        generated = time.monotonic()
+        self._tokens += len(output.token_ids)
+        self._metrics.add(telemetry.GENERATOR_TOKENS, len(output.token_ids))
+        self._metrics.add(telemetry.GENERATOR_SAMPLES, stop_reason=output.stop_reason)
+        verdict = await self._verification.verify(Sample(output.text, lease.prompt.row))
+        return Completion(
+            text=output.text,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
+            spans=output.spans,
+            stop_reason=output.stop_reason,
+            verdict=verdict,
+            generate_seconds=generated - start,
+            verify_seconds=time.monotonic() - generated,
+        )
+
+    def _hold(self, change: int) -> None:
+        self._inflight += change
+        self._busy.set(working=self._inflight > 0)
+        self._metrics.set(telemetry.GENERATOR_INFLIGHT, self._inflight)
+
+    async def join(self, address: GroupAddress, rank: int) -> None:
+        await self._engine.join(address, rank)
+
+    async def receive(self, manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
+        """Take a version's weights into staging buffers, beside generation.
+
+        Raises:
+            StagingFailed: the transfer failed or missed its deadline.
+        """
+        await self._engine.receive(manifest)
+        start = time.monotonic()
+        while True:
+            workers = await self._engine.staging()
+            failed = [worker.error for worker in workers if worker.state is StagingState.FAILED]
+            late = time.monotonic() - start > deadline_seconds
+            if failed or late:
+                await self._engine.abort_update()
+                raise StagingFailed(failed[0] if failed else f"no complete weights after {deadline_seconds:.0f} s")
+            if all(worker.state is StagingState.READY for worker in workers):
+                seconds = max(worker.seconds for worker in workers)
+                self._metrics.observe(telemetry.GENERATOR_RECEIVE, seconds)
+                return StagedUpdate(manifest.version, [worker.checksum or "" for worker in workers], seconds)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def swap(self, version: int, clear_cache: bool) -> float:
+        """Put the staged weights in use; the seconds that generation stood still."""
+        seconds = await self._engine.swap(version, clear_cache)
+        self._metrics.observe(telemetry.GENERATOR_PAUSE, seconds)
+        self._metrics.set(telemetry.GENERATOR_VERSION, version)
+        return seconds
+
+    async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
+        return await self._engine.probe(sequences)
+
+    async def pause(self) -> None:
+        await self._engine.pause()
+        self._busy.freeze(frozen=True)
+
+    async def resume(self) -> None:
+        await self._engine.resume()
+        self._busy.freeze(frozen=False)
+
+    async def status(self) -> GeneratorStatus:
+        return GeneratorStatus(
+            version=self._engine.version,
+            inflight=self._inflight,
+            groups=self._groups,
+            tokens=self._tokens,
+            busy_seconds=self._busy.seconds(),
+            paused=self._busy.frozen,
+        )
+
+    async def close(self) -> None:
+        await self._verification.close()
+        await self._engine.close()
+        self._server.shutdown()
+
+
+class BusyClock:
+    """Seconds in which there was work and it was not frozen."""
+
+    def __init__(self) -> None:
+        self.frozen = False
+        self._working = False
+        self._total = 0.0
+        self._since: float | None = None
+
+    def set(self, *, working: bool) -> None:
+        self._working = working
+        self._update()
+
+    def freeze(self, *, frozen: bool) -> None:
+        self.frozen = frozen
+        self._update()
+
+    def _update(self) -> None:
+        runs = self._working and not self.frozen
+        if runs and self._since is None:
+            self._since = time.monotonic()
+        elif not runs and self._since is not None:
+            self._total += time.monotonic() - self._since
+            self._since = None
+
+    def seconds(self) -> float:
+        return self._total + (time.monotonic() - self._since if self._since is not None else 0.0)
+
+
+def engine_environment(settings: EngineSettings) -> dict[str, str]:
+    """What vLLM and OpenMP read from the environment when the engine's processes start."""
+    values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
+    if settings.on_gpu:
+        return values
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // settings.tensor_parallel_size)
+    by_worker = [cores[i * share : (i + 1) * share] or cores for i in range(settings.tensor_parallel_size)]
+    everything = "|".join(",".join(map(str, part)) for part in by_worker)
+    return {
+        **values,
+        "VLLM_CPU_OMP_THREADS_BIND": everything if settings.threads == "all" else settings.threads,
+        # A thread that waits for work sleeps: spinning takes the core away from the other pools on this machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+    }
+
+
+def group_numbers(group: Group) -> GroupNumbers:
+    """The small part of a group that decisions are made on."""
+    versions = [span.version for completion in group.completions for span in completion.spans]
+    return GroupNumbers(
+        prompt_id=group.prompt.id,
+        generator=group.generator,
+        oldest_version=min(versions, default=-1),
+        newest_version=max(versions, default=-1),
+        prompt_tokens=len(group.prompt.token_ids),
+        completion_tokens=[len(completion.token_ids) for completion in group.completions],
+        rewards=[
+            float("nan")
+            if c.verdict.kind is VerdictKind.INFRA_ERROR or c.stop_reason is StopReason.ABORTED
+            else c.verdict.reward
+            for c in group.completions
+        ],
+        stop_reasons=[completion.stop_reason for completion in group.completions],
+        generate_seconds=max(completion.generate_seconds for completion in group.completions),
+        verify_seconds=max(completion.verify_seconds for completion in group.completions),
+    )

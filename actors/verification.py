@@ -1,0 +1,163 @@
+"""The verification pool's worker, and the generators' way to it.
+
+Samples are many and small, calls are dear: `VerificationClient` keeps one queue of samples, and for each worker one task
+that takes what is waiting, up to a batch, whenever the worker is free. That is the backpressure, the balancing and the
+retry in one: a sample whose worker died goes back into the queue, and another worker's task takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import ray
+import structlog
+from ray.exceptions import RayActorError, RayError
+
+from headrace.verifiers import telemetry
+from headrace.verifiers.base import Verifier
+from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.registry import VerifierSpec, build_verifier
+
+log = structlog.get_logger()
+
+BATCH = 64  # samples in one call, at most
+
+
+def log_stream(log_dir: str | None, member: str) -> TextIO | Path:
+    """Where a member's log lines go: its own file in the run folder, or stderr, which Ray keeps."""
+    return Path(log_dir) / f"{member}.jsonl" if log_dir else sys.stderr
+
+
+class MemberReport(msgspec.Struct, frozen=True):
+    """What a pool member says of itself when it is up."""
+
+    pid: int
+    node: str
+    metrics_url: str
+
+
+class VerificationWorker:
+    """One member of the verification pool: a shell round a verifier."""
+
+    def __init__(
+        self, run: str, name: str, host: str, spec: VerifierSpec | Verifier, log_dir: str | None = None
+    ) -> None:
+        telemetry.configure_logging(run, name, log_stream(log_dir, name))
+        self._verifier = build_verifier(spec) if isinstance(spec, VerifierSpec) else spec
+        self._metrics = telemetry.Telemetry(telemetry.VERIFICATION_METRICS, run, name)
+        self._server, port = telemetry.serve_metrics([self._metrics.registry], host)
+        self._report = MemberReport(os.getpid(), ray.util.get_node_ip_address(), f"http://{host}:{port}/metrics")
+
+    def start(self) -> MemberReport:
+        return self._report
+
+    def verify(self, samples: list[Sample]) -> list[Verdict]:
+        """The verdicts in the order of the samples."""
+        start = time.monotonic()
+        self._metrics.set(telemetry.VERIFICATION_INFLIGHT, len(samples))
+        verdicts = self._verifier.verify_many(samples)
+        seconds = (time.monotonic() - start) / max(1, len(samples))
+        for verdict in verdicts:
+            self._metrics.add(telemetry.VERIFICATION_VERDICTS, kind=verdict.kind, reason=verdict.reason)
+            self._metrics.observe(telemetry.VERIFICATION_SECONDS, seconds)
+        self._metrics.set(telemetry.VERIFICATION_INFLIGHT, 0)
+        return verdicts
+
+    def close(self) -> None:
+        self._verifier.close()
+        self._server.shutdown()
+
+
+class _Pending(msgspec.Struct):
+    sample: Sample
+    verdict: asyncio.Future[Verdict]
+    attempt: int
+
+
+class VerificationClient:
+    """Gives samples to whichever worker is free. Lives in the generator's event loop."""
+
+    def __init__(self, timeout_seconds: float, attempts: int) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._attempts = attempts
+        self._waiting: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retired: set[str] = set()
+
+    def set_workers(self, workers: dict[str, Any]) -> None:
+        """The pool's serving members of the moment, actor handles by name. Those no longer named finish what they hold."""
+        for name in self._tasks.keys() - workers.keys():
+            self._retired.add(name)
+        for name, handle in workers.items():
+            self._retired.discard(name)
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._serve(name, handle), name=f"verify with {name}")
+
+    async def verify(self, sample: Sample) -> Verdict:
+        """The verdict; `infra_error` once every attempt has failed. Ends within attempts x timeout."""
+        pending = _Pending(sample, asyncio.get_running_loop().create_future(), 1)
+        self._waiting.put_nowait(pending)
+        try:
+            return await asyncio.wait_for(pending.verdict, self._timeout_seconds * self._attempts)
+        except TimeoutError:
+            return infra_error("no_worker", "no verification worker took the sample in time")
+
+    async def _serve(self, name: str, handle: Any) -> None:
+        """Feed one worker until it dies or is retired."""
+        try:
+            while name not in self._retired:
+                batch = [await self._waiting.get()]
+                while len(batch) < BATCH and not self._waiting.empty():
+                    batch.append(self._waiting.get_nowait())
+                batch = [pending for pending in batch if not pending.verdict.done()]
+                if not await self._verify_batch(name, handle, batch):
+                    return
+        finally:
+            self._tasks.pop(name, None)
+            self._retired.discard(name)
+
+    async def _verify_batch(self, name: str, handle: Any, batch: list[_Pending]) -> bool:
+        """Whether the worker can go on."""
+        try:
+            verdicts = await asyncio.wait_for(
+                handle.verify.remote([pending.sample for pending in batch]), self._timeout_seconds
+            )
+        except (RayActorError, TimeoutError) as error:
+            log.warning("verification_worker_lost", worker=name, samples=len(batch), error=type(error).__name__)
+            for pending in batch:
+                self._settle(pending, infra_error("worker_lost", f"{name}: {type(error).__name__}"))
+            return False
+        except RayError as error:  # the verifier raised: a bug in it, which another worker has too
+            log.error("verification_failed", worker=name, samples=len(batch), error=str(error))
+            for pending in batch:
+                self._settle(pending, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
+            return True
+        for pending, verdict in zip(batch, verdicts, strict=True):
+            self._settle(pending, verdict)
+        return True
+
+    def _settle(self, pending: _Pending, verdict: Verdict) -> None:
+        """Answer, or offer the sample again when the check itself failed."""
+        if pending.verdict.done():
+            return
+        if verdict.kind is VerdictKind.INFRA_ERROR and pending.attempt < self._attempts:
+            pending.attempt += 1
+            self._waiting.put_nowait(pending)
+        else:
+            pending.verdict.set_result(verdict)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def infra_error(reason: str, message: str) -> Verdict:
+    return Verdict(VerdictKind.INFRA_ERROR, 0.0, reason, {"message": message})

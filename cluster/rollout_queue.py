@@ -1,0 +1,236 @@
+"""The queue of rollouts, as a state machine without a clock, a thread or a cluster: leases, admission, take, commit.
+
+Every prompt that was ever handed out is in exactly one place:
+
+    waiting -> leased -> ready -> taken -> trained
+       ^         |         |        |
+       +---------+---------+--------+       given back: a death, an expired lease, a step that failed
+                 +-> filtered (no variance) | dropped (infra errors), by name
+
+Admission (the AReaL capacity rule, arXiv 2505.24298): a generator that holds weight version g gets a new lease only while
+
+    accepted + running < (max_staleness + g - first_version + 1) * groups_per_step
+
+where `accepted` are the groups trained, taken or ready. Staleness is thereby bounded before anything is generated, and
+nothing is generated to be thrown away. The rule alone does not bound a group that runs longer than others: `take` also
+waits for a running group that would be too old one step later. `queue_actor.py` puts Ray round this.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+import msgspec
+
+from headrace.cluster.prompt_source import PromptSource
+from headrace.verifiers.records import GroupNumbers, Lease, Prompt, Sampling
+
+Payload = TypeVar("Payload")
+
+
+class QueuePlan(msgspec.Struct, frozen=True):
+    """What the queue keeps to."""
+
+    group_size: int
+    groups_per_step: int
+    max_staleness: int
+    sampling: Sampling
+    lease_seconds: float
+    drop_uniform: bool  # filter groups without variance and replace them (dynamic sampling)
+    first_version: int  # of the weights that reinforcement learning starts from
+
+
+class Outcome(StrEnum):
+    """What became of a submitted group."""
+
+    READY = "ready"
+    FILTERED = "filtered"
+    DROPPED = "dropped"
+    UNKNOWN_LEASE = "unknown_lease"  # it expired or was given back before: the prompt is another lease's now
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """What a checkpoint keeps: with it no prompt is lost or trained twice."""
+
+    cursor: int  # places of the prompt sequence handed out so far
+    outstanding: list[tuple[int, int]]  # (epoch, ordinal) below the cursor that are in no final state
+    trained: int
+    filtered: int
+    dropped: int
+    version: int
+
+
+class CommitRecord(msgspec.Struct, frozen=True):
+    """What one step settled, by prompt id: one line of `ledger.jsonl`."""
+
+    step: int
+    version: int
+    trained: list[str]
+    filtered: list[str]
+    dropped: list[tuple[str, str]]  # (prompt id, reason)
+
+
+class Running(msgspec.Struct, frozen=True):
+    lease: Lease
+    member: str
+    version: int  # of the member when the lease was granted: no token of the group is older
+    since: float  # seconds, the caller's clock
+
+
+class Ready(msgspec.Struct, Generic[Payload], frozen=True):
+    lease_id: int
+    prompt: Prompt
+    numbers: GroupNumbers
+    payload: Payload
+
+
+class RolloutQueue(Generic[Payload]):
+    """State changes happen in the methods below and nowhere else. `Payload` is what the shell keeps for a group."""
+
+    def __init__(self, source: PromptSource, plan: QueuePlan, ledger: Ledger | None = None) -> None:
+        self._source = source
+        self.plan = plan
+        self.version = ledger.version if ledger else plan.first_version
+        self._cursor = ledger.cursor if ledger else 0
+        self._waiting = [source.prompt(epoch, ordinal) for epoch, ordinal in (ledger.outstanding if ledger else [])]
+        self._attempts: dict[str, int] = {}
+        self._running: OrderedDict[int, Running] = OrderedDict()
+        self._ready: list[Ready[Payload]] = []
+        self._taken: list[Ready[Payload]] = []
+        self._filtered_ids: list[str] = []
+        self._dropped_ids: list[tuple[str, str]] = []
+        self._filtered_numbers: list[GroupNumbers] = []
+        self._lease_ids = 0
+        self.trained = ledger.trained if ledger else 0
+        self.filtered = ledger.filtered if ledger else 0
+        self.dropped = ledger.dropped if ledger else 0
+        self.reissued = 0
+
+    @property
+    def leased(self) -> int:
+        return len(self._running)
+
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
+    def running_of(self, member: str) -> list[Running]:
+        return [running for running in self._running.values() if running.member == member]
+
+    def oldest_lease_seconds(self, now: float) -> float:
+        return max((now - running.since for running in self._running.values()), default=0.0)
+
+    def capacity(self, member_version: int) -> int:
+        """Leases that a generator holding `member_version` may still get; at least 0."""
+        plan = self.plan
+        steps_done = self.version - plan.first_version
+        accepted = steps_done * plan.groups_per_step + len(self._ready) + len(self._taken)
+        bound = (plan.max_staleness + member_version - plan.first_version + 1) * plan.groups_per_step
+        return max(0, bound - accepted - len(self._running))
+
+    def lease(self, member: str, member_version: int, most: int, now: float) -> list[Lease]:
+        """Up to `most` leases for a member, as many as admission allows."""
+        granted = []
+        for _ in range(min(most, self.capacity(member_version))):
+            prompt = self._waiting.pop(0) if self._waiting else self._next_prompt()
+            self._lease_ids += 1
+            attempt = self._attempts[prompt.id] = self._attempts.get(prompt.id, 0) + 1
+            lease = Lease(self._lease_ids, prompt, self.plan.group_size, self.plan.sampling, attempt)
+            self._running[lease.id] = Running(lease, member, member_version, now)
+            granted.append(lease)
+        return granted
+
+    def _next_prompt(self) -> Prompt:
+        prompt = self._source.at(self._cursor)
+        self._cursor += 1
+        return prompt
+
+    def submit(self, lease_id: int, numbers: GroupNumbers, payload: Payload) -> Outcome:
+        """A finished group comes back."""
+        running = self._running.pop(lease_id, None)
+        if running is None:
+            return Outcome.UNKNOWN_LEASE
+        self._attempts.pop(running.lease.prompt.id, None)
+        if len(numbers.scored) < 2:
+            self.dropped += 1
+            self._dropped_ids.append((running.lease.prompt.id, "infra_error"))
+            return Outcome.DROPPED
+        if self.plan.drop_uniform and not numbers.has_variance:
+            self.filtered += 1
+            self._filtered_ids.append(running.lease.prompt.id)
+            self._filtered_numbers.append(numbers)
+            return Outcome.FILTERED
+        self._ready.append(Ready(lease_id, running.lease.prompt, numbers, payload))
+        return Outcome.READY
+
+    def give_back(self, lease_id: int) -> bool:
+        """The lease came to nothing; its prompt is the next to be handed out. False when it was settled before."""
+        running = self._running.pop(lease_id, None)
+        if running is None:
+            return False
+        self._waiting.insert(0, running.lease.prompt)
+        self.reissued += 1
+        return True
+
+    def expired(self, now: float) -> list[Running]:
+        """The leases that are out for longer than they may; `give_back` is the caller's."""
+        return [running for running in self._running.values() if now - running.since > self.plan.lease_seconds]
+
+    def take(self) -> list[Ready[Payload]] | None:
+        """The groups of one step, oldest leases first; None while there are too few of them, or while a group still runs
+        that would be too stale for any later step.
+
+        Raises:
+            RuntimeError: the step before was neither committed nor released.
+        """
+        if self._taken:
+            raise RuntimeError("take: the groups of the step before were neither committed nor released")
+        if len(self._ready) < self.plan.groups_per_step:
+            return None
+        needed_now = self.version - self.plan.max_staleness
+        if any(running.version <= needed_now for running in self._running.values()) and self._must_wait(needed_now):
+            return None
+        self._ready.sort(key=lambda ready: (ready.numbers.oldest_version, ready.lease_id))
+        self._taken = self._ready[: self.plan.groups_per_step]
+        self._ready = self._ready[self.plan.groups_per_step :]
+        return list(self._taken)
+
+    def _must_wait(self, needed_now: int) -> bool:
+        """Whether leaving now would strand a running group: it must be in this step, and there is room for it."""
+        urgent_ready = sum(ready.numbers.oldest_version <= needed_now for ready in self._ready)
+        return urgent_ready < self.plan.groups_per_step
+
+    def take_filtered(self) -> list[GroupNumbers]:
+        """The numbers of the groups filtered since the last call: what they cost belongs in the step's metrics."""
+        filtered, self._filtered_numbers = self._filtered_numbers, []
+        return filtered
+
+    def commit(self, step: int) -> CommitRecord:
+        """The taken groups are trained, and the learner is one version on."""
+        self.version += 1
+        self.trained += len(self._taken)
+        record = CommitRecord(
+            step, self.version, [ready.prompt.id for ready in self._taken], self._filtered_ids, self._dropped_ids
+        )
+        self._taken, self._filtered_ids, self._dropped_ids = [], [], []
+        return record
+
+    def release(self) -> None:
+        """The step failed: its groups are ready again."""
+        self._ready = self._taken + self._ready
+        self._taken = []
+
+    def ledger(self) -> Ledger:
+        """The state of every prompt handed out, for a checkpoint of the weights of `version`."""
+        unfinished = [running.lease.prompt for running in self._running.values()]
+        unfinished += [ready.prompt for ready in (*self._taken, *self._ready)] + self._waiting
+        return Ledger(
+            cursor=self._cursor,
+            outstanding=[(prompt.epoch, prompt.ordinal) for prompt in unfinished],
+            trained=self.trained,
+            filtered=self.filtered,
+            dropped=self.dropped,
+            version=self.version,
+        )

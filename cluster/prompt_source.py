@@ -33,10 +33,7 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{key}: {path}: no such file")
     try:
-        if path.suffix == ".parquet":
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        else:
-            rows = list(_parse_lines(path))
+        rows = pyarrow.parquet.read_table(path).to_pylist() if path.suffix == ".parquet" else list(_parse_lines(path))
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{key}: {path}: cannot be read: {error}") from error
     if not rows:
@@ -134,7 +131,9 @@ class PromptSource:
         excluded = set(self.too_long)
         self._ordinals = [ordinal for ordinal in range(len(rows)) if ordinal not in excluded]
         if not self._ordinals:
-            raise UserError(f"{path}: no prompt fits: all are longer than {max_prompt_tokens} tokens (model.max_length)")
+            raise UserError(
+                f"{path}: no prompt fits: all are longer than {max_prompt_tokens} tokens (model.max_length)"
+            )
         self._order: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:

@@ -189,18 +189,14 @@ class RolloutQueue(Generic[Payload]):
             raise RuntimeError("take: the groups of the step before were neither committed nor released")
         if len(self._ready) < self.plan.groups_per_step:
             return None
-        needed_now = self.version - self.plan.max_staleness
-        if any(running.version <= needed_now for running in self._running.values()) and self._must_wait(needed_now):
+        # Left out of this step, it would be max_staleness + 1 versions old in the next one. Admission granted no more than
+        # one step's worth of such groups, so there is room for it.
+        if any(running.version <= self.version - self.plan.max_staleness for running in self._running.values()):
             return None
         self._ready.sort(key=lambda ready: (ready.numbers.oldest_version, ready.lease_id))
         self._taken = self._ready[: self.plan.groups_per_step]
         self._ready = self._ready[self.plan.groups_per_step :]
         return list(self._taken)
-
-    def _must_wait(self, needed_now: int) -> bool:
-        """Whether leaving now would strand a running group: it must be in this step, and there is room for it."""
-        urgent_ready = sum(ready.numbers.oldest_version <= needed_now for ready in self._ready)
-        return urgent_ready < self.plan.groups_per_step
 
     def take_filtered(self) -> list[GroupNumbers]:
         """The numbers of the groups filtered since the last call: what they cost belongs in the step's metrics."""

@@ -1,0 +1,187 @@
+"""The queue in the cluster: an actor that owns the finished groups, and feeds the generators.
+
+A lease is a call: `generator.generate(lease)` with two return values, whose references belong to this process. Numbers come
+back small; the payload stays in the object store until a learner rank fetches it. A generator's death ends exactly its own
+calls, at once, and everything it had finished survives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+import ray
+import structlog
+from ray.exceptions import RayActorError, RayError
+
+from headrace.actors.verification import log_stream
+from headrace.cluster.prompt_source import PromptSource
+from headrace.cluster.rollout_queue import CommitRecord, Ledger, Outcome, QueuePlan, RolloutQueue
+from headrace.cluster.run_records import QueueStatus
+from headrace.verifiers import telemetry
+from headrace.verifiers.records import GroupNumbers, decode
+
+log = structlog.get_logger()
+
+
+class GeneratorEntry(msgspec.Struct, frozen=True):
+    """A serving generator, as the controller sees it."""
+
+    handle: Any  # actor handle
+    version: int  # that it was attested with
+    inflight: int  # leases it may hold at a time
+
+
+class TakenGroup(msgspec.Struct, frozen=True):
+    numbers: GroupNumbers
+    payload: Any  # ObjectRef of an encoded Group
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The groups of one step, and what was filtered on the way to them."""
+
+    groups: list[TakenGroup]
+    filtered: list[GroupNumbers]
+    dropped: int
+    ready_left: int
+    leased: int
+
+
+class TakeTimeout(Exception):
+    """No full batch within the deadline; the message says what the queue waits for."""
+
+
+class QueueActor:
+    """A shell round `RolloutQueue`; every method runs in the actor's event loop."""
+
+    def __init__(
+        self, run: str, source: PromptSource, plan: QueuePlan, ledger: Ledger | None, log_dir: str | None
+    ) -> None:
+        telemetry.configure_logging(run, "queue", log_stream(log_dir, "queue"))
+        self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
+        self._generators: dict[str, GeneratorEntry] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self._leasing = True
+        self._failure: BaseException | None = None
+        self._dropped_at_take = 0
+
+    async def set_generators(self, generators: dict[str, GeneratorEntry]) -> None:
+        """The serving members of the moment; a member no longer named finishes what it holds and gets no more."""
+        self._generators = generators
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Grant what admission allows, to the generator with the most room first, one lease at a time."""
+        now = time.monotonic()
+        while self._leasing:
+            room = {
+                name: entry.inflight - len(self._queue.running_of(name))
+                for name, entry in self._generators.items()
+                if self._queue.capacity(entry.version) > 0
+            }
+            name = max(room, key=lambda key: room[key], default=None)
+            if name is None or room[name] <= 0:
+                return
+            entry = self._generators[name]
+            for lease in self._queue.lease(name, entry.version, 1, now):
+                call = asyncio.create_task(self._generate(name, entry.handle, lease), name=f"lease {lease.id}")
+                self._calls.add(call)
+                call.add_done_callback(self._call_ended)
+
+    def _call_ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled() and (error := call.exception()) is not None:
+            # Not a generator's fault but ours: the next take fails with it.
+            log.error("queue_failed", error=repr(error))
+            self._failure = error
+
+    async def _generate(self, name: str, handle: Any, lease: Any) -> None:
+        """One lease, from grant to settlement."""
+        numbers_ref, payload_ref = handle.generate.options(num_returns=2).remote(lease)
+        try:
+            numbers = decode(await asyncio.wait_for(numbers_ref, self._queue.plan.lease_seconds), GroupNumbers)
+        except (RayError, TimeoutError) as error:
+            lost = isinstance(error, RayActorError)
+            if lost:
+                # Its other leases learn the same from their own calls; no new one goes there.
+                self._generators = {key: entry for key, entry in self._generators.items() if key != name}
+            else:
+                ray.cancel(numbers_ref)
+            self._queue.give_back(lease.id)
+            log.warning(
+                "lease_returned",
+                prompt=lease.prompt.id,
+                generator=name,
+                attempt=lease.attempt,
+                reason="generator died" if lost else type(error).__name__,
+            )
+        else:
+            outcome = self._queue.submit(lease.id, numbers, payload_ref)
+            if outcome is not Outcome.READY:
+                log.info("group_settled", prompt=lease.prompt.id, outcome=outcome, rewards=numbers.rewards)
+        async with self._changed:
+            self._changed.notify_all()
+        self._dispatch()
+
+    async def take(self, timeout_seconds: float) -> Batch:
+        """The groups of the next step.
+
+        Raises:
+            TakeTimeout: there is no full batch yet; ask again.
+        """
+        async with self._changed:
+            try:
+                taken = await asyncio.wait_for(self._take(), timeout_seconds)
+            except TimeoutError as error:
+                raise TakeTimeout(self._waits_for()) from error
+        groups = [TakenGroup(ready.numbers, ready.payload) for ready in taken]
+        dropped, self._dropped_at_take = self._queue.dropped - self._dropped_at_take, self._queue.dropped
+        return Batch(groups, self._queue.take_filtered(), dropped, self._queue.ready, self._queue.leased)
+
+    async def _take(self) -> list[Any]:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            taken = self._queue.take()
+            if taken is not None:
+                return taken
+            await self._changed.wait()
+
+    def _waits_for(self) -> str:
+        queue = self._queue
+        return (
+            f"{queue.ready} of {queue.plan.groups_per_step} groups ready, {queue.leased} being generated by "
+            f"{len(self._generators)} serving generator(s), the oldest for "
+            f"{queue.oldest_lease_seconds(time.monotonic()):.0f} s"
+        )
+
+    async def commit(self, step: int) -> CommitRecord:
+        record = self._queue.commit(step)
+        self._dispatch()
+        return record
+
+    async def release(self) -> None:
+        self._queue.release()
+
+    async def stop_leasing(self) -> None:
+        self._leasing = False
+
+    async def ledger(self) -> Ledger:
+        return self._queue.ledger()
+
+    async def status(self) -> QueueStatus:
+        queue = self._queue
+        versions = [entry.version for entry in self._generators.values()]
+        return QueueStatus(
+            leased=queue.leased,
+            ready=queue.ready,
+            trained=queue.trained,
+            filtered=queue.filtered,
+            dropped=queue.dropped,
+            reissued=queue.reissued,
+            capacity=queue.capacity(max(versions)) if versions else 0,
+            oldest_lease_seconds=queue.oldest_lease_seconds(time.monotonic()),
+        )

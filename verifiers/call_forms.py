@@ -1,0 +1,208 @@
+"""Tool calls out of a completion's text: the two forms that they are written in.
+
+    hermes   <tool_call>{"name": "book_table", "arguments": {"party_size": 4}}</tool_call>, one or several
+    json     {"name": "book_table", "arguments": {"party_size": 4}}, or a list of such objects
+
+Text may stand around a call; whether it is allowed is decided by the caller. JSON is read strictly: no key twice, no NaN,
+no number beyond a double's or a 64-bit integer's range, at most 32 levels.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+
+CallForm = Literal["hermes", "json", "any"]
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MAX_CALLS = 16
+MAX_DEPTH = 32
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: dict[str, Any]
+
+
+class ParsedCalls(msgspec.Struct, frozen=True):
+    """At least one call, in the order written; `extra_text` is the start of what stands around them."""
+
+    calls: list[ToolCall]
+    extra_text: str
+
+
+class CallFault(Exception):
+    """A text that is no call: `reason` is one of `no_call`, `malformed_call`, `duplicate_key`, `not_an_object`,
+    `extra_call`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def parse_calls(text: str, form: CallForm) -> ParsedCalls:
+    """All calls in `text`. Raises CallFault; `any` is json where the text starts like it, else hermes, else json."""
+    starts_as_json = text.lstrip()[:1] in ("{", "[")
+    if form == "hermes" or (form == "any" and not starts_as_json and OPEN in text):
+        return _parse_hermes(text)
+    return _parse_json(text)
+
+
+def strict_json(text: str) -> Any:
+    """The value of a whole JSON text. Raises CallFault with `malformed_call` or `duplicate_key`."""
+    stripped = text.strip()
+    value, end = _decode(stripped, 0)
+    if end != len(stripped):
+        raise CallFault("malformed_call", f"text after the JSON value, at character {end}")
+    return value
+
+
+def _parse_hermes(text: str) -> ParsedCalls:
+    calls: list[ToolCall] = []
+    around: list[str] = []
+    position = 0
+    while (start := text.find(OPEN, position)) >= 0:
+        around.append(text[position:start])
+        value, end = _decode(text, _skip_space(text, start + len(OPEN)))
+        end = _skip_space(text, end)
+        if not text.startswith(CLOSE, end):
+            raise CallFault("malformed_call", f"no {CLOSE} after the JSON object")
+        _add(calls, value)
+        position = end + len(CLOSE)
+    if not calls:
+        raise CallFault("no_call", f"no {OPEN}")
+    around.append(text[position:])
+    return ParsedCalls(calls, _joined(around))
+
+
+def _parse_json(text: str) -> ParsedCalls:
+    calls: list[ToolCall] = []
+    start = _skip_space(text, 0)
+    if not text.startswith("[", start):
+        start = text.find("{")
+    if start < 0:
+        raise CallFault("no_call", "no JSON object")
+    value, end = _decode(text, start)
+    around = [text[:start]]
+    for item in value if isinstance(value, list) else [value]:
+        _add(calls, item)
+    if not calls:
+        raise CallFault("no_call", "an empty list")
+    # Further objects are further calls: a text that lists several must not pass for its first.
+    while (start := text.find("{", end)) >= 0:
+        try:
+            value, next_end = _decode(text, start)
+            _add(calls, value)
+        except CallFault as fault:
+            if fault.reason == "extra_call":
+                raise
+            break
+        around.append(text[end:start])
+        end = next_end
+    around.append(text[end:])
+    return ParsedCalls(calls, _joined(around))
+
+
+def _joined(parts: list[str]) -> str:
+    return " ".join(stripped for part in parts if (stripped := part.strip()))
+
+
+def _add(calls: list[ToolCall], value: Any) -> None:
+    if len(calls) == MAX_CALLS:
+        raise CallFault("extra_call", f"more than {MAX_CALLS} calls")
+    calls.append(as_call(value))
+
+
+def as_call(value: Any) -> ToolCall:
+    """`value` as a call. Raises CallFault with `not_an_object` or `malformed_call`."""
+    if not isinstance(value, dict):
+        raise CallFault("not_an_object", f"a call is {_json_type(value)}, not an object")
+    for key in ("name", "arguments"):
+        if key not in value:
+            raise CallFault("malformed_call", f"a call without `{key}`")
+    if len(value) > 2:
+        raise CallFault("malformed_call", "a call with more keys than `name` and `arguments`")
+    if not isinstance(value["name"], str):
+        raise CallFault("malformed_call", f"`name` is {_json_type(value['name'])}, not a string")
+    if not isinstance(value["arguments"], dict):
+        raise CallFault("not_an_object", f"`arguments` is {_json_type(value['arguments'])}, not an object")
+    return ToolCall(value["name"], value["arguments"])
+
+
+def _json_type(value: Any) -> str:
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), "null")
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _decode(text: str, position: int) -> tuple[Any, int]:
+    try:
+        value, end = _DECODER.raw_decode(text, position)
+    except _DuplicateKey as error:
+        raise CallFault("duplicate_key", f"key {str(error)[:80]!r} twice in one object") from None
+    except RecursionError:
+        raise CallFault("malformed_call", f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError as error:
+        raise CallFault("malformed_call", str(error)[:200]) from None
+    if _deeper_than(value, MAX_DEPTH):
+        raise CallFault("malformed_call", f"nested deeper than {MAX_DEPTH}")
+    return value, end
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKey(key)
+            seen.add(key)
+    return value
+
+
+def _integer(digits: str) -> int:
+    value = int(digits) if len(digits) <= 20 else None
+    if value is None or not -(2**63) <= value < 2**64:
+        raise ValueError(f"integer out of range: {digits[:24]}")
+    return value
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"number out of range: {digits[:24]}")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant
+)

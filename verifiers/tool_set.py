@@ -1,0 +1,202 @@
+"""The tools that a completion may call, and whether a call fits its tool's JSON Schema (2020-12)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema_specifications import REGISTRY
+from referencing import Resource
+from referencing.exceptions import NoSuchResource, Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from headrace.verifiers.base import nearest, printable
+from headrace.verifiers.call_forms import CallFault, ToolCall, strict_json
+from headrace.verifiers.errors import UserError
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+# A tool's schema that says nothing of further arguments means that there are none. Where other schemas take part, only
+# `unevaluatedProperties` sees what they allow; it is slower, so that the plain case does without.
+_TAKES_PART = frozenset({"$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
+_SAYS_WHAT_ELSE = frozenset({"additionalProperties", "unevaluatedProperties", "patternProperties"})
+
+
+class CallCheck(msgspec.Struct, frozen=True):
+    """Whether a call fits its tool. `reason` is empty when it does, else `unknown_tool`, `missing_argument`,
+    `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault."""
+
+    reason: str
+    message: str
+    arguments: dict[str, str]
+
+
+class Tool:
+    """One tool, its schema compiled."""
+
+    def __init__(self, name: str, parameters: dict[str, Any], check_formats: bool) -> None:
+        self.name = name
+        schema = dict(parameters)
+        schema.setdefault("type", "object")
+        if not _SAYS_WHAT_ELSE & schema.keys():
+            schema["unevaluatedProperties" if _TAKES_PART & schema.keys() else "additionalProperties"] = False
+        formats = Draft202012Validator.FORMAT_CHECKER if check_formats else None
+        self._validator = Draft202012Validator(schema, registry=REGISTRY, format_checker=formats)
+
+    def check(self, arguments: dict[str, Any]) -> CallCheck:
+        faults = [_fault(error, arguments) for error in self._validator.iter_errors(arguments)]
+        if not faults:
+            return CallCheck("", "", {})
+        first = min(faults, key=lambda fault: _REASONS.index(fault.reason))
+        outcomes: dict[str, str] = {}
+        for fault in faults:
+            for argument in fault.arguments:
+                outcomes.setdefault(argument, _OUTCOMES[fault.reason])
+        return CallCheck(first.reason, f"{printable(self.name, 80)}: {first.message}", outcomes)
+
+
+class ToolSet:
+    """Tools by name. `definitions` is what they were made of, as plain JSON."""
+
+    def __init__(self, definitions: list[dict[str, Any]], tools: dict[str, Tool]) -> None:
+        self.definitions = definitions
+        self._tools = tools
+
+    @classmethod
+    def from_file(cls, path: Path, check_formats: bool = True) -> Self:
+        """Raises UserError with file, tool and reason."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"tools file {path} cannot be read: {error}") from error
+        try:
+            definitions = strict_json(text)
+        except CallFault as fault:
+            raise UserError(f"tools file {path} is not valid JSON: {fault}") from fault
+        return cls.from_definitions(definitions, str(path), check_formats)
+
+    @classmethod
+    def from_definitions(cls, definitions: Any, where: str, check_formats: bool = True) -> Self:
+        """From a list in OpenAI's form or the bare one. Raises UserError that starts with `where` and the tool."""
+        if not isinstance(definitions, list):
+            raise UserError(f"{where}: the tools are {type(definitions).__name__}, not a list")
+        if not definitions:
+            raise UserError(f"{where}: the list of tools is empty")
+        tools: dict[str, Tool] = {}
+        for number, definition in enumerate(definitions, start=1):
+            place = f"{where}: tool {number}"
+            name, parameters = _name_and_parameters(definition, place)
+            place = f"{place} ({printable(name, 80)})"
+            if name in tools:
+                raise UserError(f"{place}: a tool of that name stands before it")
+            _refuse_invalid_schema(parameters, place)
+            tools[name] = Tool(name, parameters, check_formats)
+        return cls(definitions, tools)
+
+    def check(self, call: ToolCall) -> CallCheck:
+        """Whether `call` names one of the tools and its arguments fit."""
+        tool = self._tools.get(call.name)
+        if tool is None:
+            hint = nearest(call.name[:80], self._tools)
+            return CallCheck("unknown_tool", f"no tool {printable(call.name, 80)!r}{hint}", {})
+        return tool.check(call.arguments)
+
+
+def warm_up() -> None:
+    """Use every part of the schema library once, so that nothing is left to import: a confined process cannot."""
+    schema = {"properties": {"day": {"type": "string", "format": "date"}}, "required": ["day"]}
+    tools = ToolSet.from_definitions([{"name": "warm_up", "parameters": schema}], "warm-up")
+    tools.check(ToolCall("warm_up", {"day": "never", "year": 1}))
+    tools.check(ToolCall("none", {}))
+    for name in Draft202012Validator.FORMAT_CHECKER.checkers:
+        for text in ("2000-01-01T00:00:00Z", "\u00fc.example", "http://\u00fc.example/{a}"):
+            Draft202012Validator.FORMAT_CHECKER.conforms(text, name)
+
+
+class _Fault(msgspec.Struct, frozen=True):
+    reason: str
+    message: str
+    arguments: list[str]
+
+
+# In this order the first is a call's reason.
+_REASONS = ("missing_argument", "extra_argument", "wrong_type", "invalid_argument")
+_OUTCOMES = dict(zip(_REASONS, ("missing", "extra", "wrong_type", "invalid"), strict=True))
+
+
+def _fault(error: ValidationError, arguments: dict[str, Any]) -> _Fault:
+    """One of the schema library's errors in our terms: by keyword at the top, by type anywhere, the rest as invalid."""
+    message = printable(error.message)
+    if error.path:
+        reason = "wrong_type" if _is_of_type(error) else "invalid_argument"
+        return _Fault(reason, f"`{printable(str(error.path[0]), 80)}`: {message}", [str(error.path[0])])
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in arguments]
+        return _Fault("missing_argument", message, [name for name in missing if error.message.startswith(repr(name))])
+    if error.validator in ("additionalProperties", "unevaluatedProperties"):
+        known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
+        return _Fault("extra_argument", message, [name for name in arguments if name not in known])
+    return _Fault("invalid_argument", message, [])
+
+
+def _is_of_type(error: ValidationError) -> bool:
+    """Whether it is the type that does not fit, an optional one (`anyOf` of types) included."""
+    if error.validator in ("anyOf", "oneOf") and error.context:
+        return all(inner.validator == "type" and not inner.relative_path for inner in error.context)
+    return error.validator == "type"
+
+
+def _name_and_parameters(definition: Any, place: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(definition, dict):
+        raise UserError(f"{place} is {type(definition).__name__}, not an object")
+    body = definition.get("function", definition)
+    if not isinstance(body, dict):
+        raise UserError(f"{place}: `function` is {type(body).__name__}, not an object")
+    if not isinstance(body.get("name"), str) or not body["name"]:
+        raise UserError(f"{place} has no `name`")
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise UserError(f"{place} ({body['name']}): `parameters` is {type(parameters).__name__}, not an object")
+    return body["name"], parameters
+
+
+def _refuse_invalid_schema(schema: dict[str, Any], place: str) -> None:
+    if schema.get("$schema", DIALECT) != DIALECT:
+        raise UserError(f"{place}: `$schema` is {schema['$schema']!r}; tools are read as {DIALECT}")
+    if schema.get("type", "object") != "object":
+        raise UserError(f"{place}: `type` of `parameters` is {schema['type']!r}; arguments are always an `object`")
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        deepest = best_match([error]) or error
+        raise UserError(f"{place}: not a JSON Schema at {deepest.json_path}: {printable(deepest.message)}") from error
+    resolver = REGISTRY.resolver_with_root(Resource.from_contents(schema, default_specification=DRAFT202012))
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except (Unresolvable, NoSuchResource) as error:
+            raise UserError(f"{place}: `$ref` {reference!r} leads nowhere; nothing is fetched from afar") from error
+
+
+def _references(schema: Any, at_root: bool = True) -> Iterator[str]:
+    """Every `$ref` in the schema that counts from its root: below an `$id` of its own it does not."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _references(item, at_root=False)
+    if not isinstance(schema, dict) or ("$id" in schema and not at_root):
+        return
+    for key, value in schema.items():
+        if key == "$ref" and isinstance(value, str):
+            yield value
+        elif key not in ("const", "enum", "default", "examples"):
+            yield from _references(value, at_root=False)
+
+
+def canonical(definitions: Any) -> str:
+    """One text for equal definitions, to find them again by."""
+    return json.dumps(definitions, sort_keys=True)

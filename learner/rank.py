@@ -1,0 +1,372 @@
+"""One rank of the learner: a policy sharded with FSDP2, and one optimizer step at a time. No Ray here.
+
+A step reads in the order in which it happens: pack the groups, agree with the other ranks on the number of passes and of
+tokens, forward and backward a pack at a time, clip, step. All public methods but `close` are collective: every rank calls
+them, in the same order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import AdamW
+
+from headrace.learner import checkpoint
+from headrace.learner.losses import LossInputs, LossOptions, LossSums, grpo_loss
+from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
+from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
+from headrace.learner.policy import Policy, load_policy
+from headrace.learner.settings import LearnerSettings
+from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
+from headrace.verifiers.records import Group
+
+PHASES = ("pack", "forward", "backward", "optimizer")
+
+
+class StepMetrics(msgspec.Struct, frozen=True):
+    """One optimizer step. All values but `phases` are those of the whole batch, the same on every rank."""
+
+    step: int
+    loss: float  # nats a trained token: the sum over all ranks, divided by trained_tokens
+    grad_norm: float  # before clipping; 0 where no group had a gradient
+    learning_rate: float
+    kl: float  # against the reference policy, nats a token; 0 where none is loaded
+    mismatch_kl: float  # between generator and learner, of the same tokens, nats a token
+    clip_share: float
+    tis_truncated_share: float
+    effective_sample_share: float  # (sum of weights)^2 / (tokens * sum of squared weights), in (0, 1]
+    entropy: float  # nats a token
+    trained_tokens: int  # response tokens that the loss is a mean over
+    gradient_tokens: int  # of these, the ones whose groups had a gradient: the other means are over them
+    learner_tokens: int  # tokens that went through the forward pass
+    passes: int  # forward passes of each rank
+    phases: dict[str, float]  # this rank's seconds: pack, forward, backward, optimizer
+
+
+class LearnerRank:
+    """Rank `rank` of `world_size`. Use: construct, `setup`, then any of the collective methods, `close`."""
+
+    policy: Policy
+    optimizer: AdamW
+
+    def __init__(self, settings: LearnerSettings, rank: int, world_size: int) -> None:
+        self.settings = settings
+        self.rank = rank
+        self.world_size = world_size
+        self.step = 0  # optimizer steps behind the weights
+        self.device = torch.device(settings.device)
+        self.reference: Policy | None = None
+        self._warm_optimizer: AdamW | None = None
+        self._options = LossOptions(
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            kl_coef=settings.kl_coef,
+            tis_cap=settings.tis_cap,
+        )
+
+    def setup(self, store_host: str, store_port: int) -> None:
+        """Join the other ranks (rank 0 listens on `store_port` of `store_host`), load the policy and shard it.
+
+        Raises:
+            UserError: the model cannot be loaded or trained here.
+            torch.distributed.DistStoreError: not all ranks came within `timeout_seconds`.
+        """
+        settings = self.settings
+        compute_dtype = settings.compute_dtype
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+            init_method=f"tcp://{store_host}:{store_port}",
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(seconds=settings.timeout_seconds),
+        )
+        mesh = init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("shard",))
+        torch.manual_seed(settings.seed)
+        self.policy = self._load(mesh, compute_dtype)
+        self.optimizer = build_optimizer(
+            self.policy.parameters(),
+            learning_rate=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        if settings.kl_coef > 0:
+            self.reference = self._load(mesh, compute_dtype).requires_grad_(False)
+
+    def train_step(self, groups: list[Group], step: int) -> StepMetrics:
+        """One optimizer step, which makes weight version `step` (counted from 1), on all ranks' groups together.
+
+        Ranks may have different numbers of groups, or none. Where no rank has a group with a gradient, the weights and the
+        optimizer's state stay as they are.
+        """
+        phases = dict.fromkeys(PHASES, 0.0)
+        settings = self.settings
+        with self._phase(phases, "pack"):
+            batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.kl_coef > 0)
+            packs = pack_documents(batch.documents, settings.max_tokens_per_pack)
+            passes, trained_tokens = self._agree(len(packs), batch.trained_tokens)
+
+        sums = LossSums.zero(self.device)
+        for index, pack in enumerate(self._padded(packs, passes)):
+            self._prepare_pass(last=index == passes - 1)
+            pack = pack.to(self.device)
+            with self._phase(phases, "forward"):
+                reference = None if self.reference is None else self.reference.logprobs(pack)
+                token_loss = PackLoss(pack, reference, self._options)
+                loss = self.policy(pack, token_loss)
+                if index < len(packs):
+                    sums = sums + token_loss.sums
+                else:
+                    loss = loss * 0.0
+            with self._phase(phases, "backward"):
+                (loss / trained_tokens).backward()
+
+        with self._phase(phases, "optimizer"):
+            learning_rate = scheduled_rate(
+                step,
+                learning_rate=settings.learning_rate,
+                schedule=settings.schedule,
+                warmup_steps=settings.warmup_steps,
+                total_steps=settings.total_steps,
+            )
+            grad_norm = self._optimizer_step(self.optimizer, learning_rate) if passes else 0.0
+        self.step = step
+        return self._metrics(sums, packs, grad_norm, learning_rate, trained_tokens, passes, phases)
+
+    def supervised_step(self, examples: list[SupervisedExample], learning_rate: float) -> float:
+        """One step of cross-entropy on all ranks' examples together; the loss before it, in nats a completion token.
+
+        The warm start has an AdamW of its own, made at its first step and dropped by `finish_supervised`: the moments of
+        another objective are no start for reinforcement learning.
+        """
+        if self._warm_optimizer is None:
+            self._warm_optimizer = build_optimizer(
+                self.policy.parameters(), learning_rate=learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            )
+        packs = pack_documents(example_documents(examples), self.settings.max_tokens_per_pack)
+        own_tokens = sum(len(pack.targets) for pack in packs)
+        passes, tokens = self._agree(len(packs), own_tokens)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index, pack in enumerate(self._padded(packs, passes)):
+            self._prepare_pass(last=index == passes - 1)
+            loss = self.policy(pack.to(self.device), cross_entropy)
+            if index >= len(packs):
+                loss = loss * 0.0
+            total += loss.detach()
+            (loss / tokens).backward()
+        if not passes:
+            return 0.0
+        self._optimizer_step(self._warm_optimizer, learning_rate)
+        dist.all_reduce(total)
+        return float(total) / tokens
+
+    def finish_supervised(self) -> None:
+        """Forget the warm start's optimizer; its weights stay."""
+        self._warm_optimizer = None
+
+    def probe(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Log-probabilities at temperature 1: `result[i][t]` is that of token t + 1 of `sequences[i]`, on every rank.
+
+        Raises:
+            ValueError: a sequence has fewer than two tokens.
+        """
+        documents = [
+            Document(sequence[:1], [Branch(sequence[1:], [0.0] * (len(sequence) - 1), 0.0)]) for sequence in sequences
+        ]
+        values: list[float] = []
+        for pack in pack_documents(documents, self.settings.max_tokens_per_pack):
+            values.extend(self.policy.logprobs(pack.to(self.device)).tolist())
+        release_gathered(self.policy)
+        remaining = iter(values)
+        return [[next(remaining) for _ in sequence[1:]] for sequence in sequences]
+
+    def named_full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """The policy's whole tensors by Hugging Face name, in `dtype`, on this rank's device; a tied head is left out.
+
+        Every rank iterates to the end. A tensor may share memory with the live weights when `dtype` is theirs: copy what
+        is kept beyond the next step.
+        """
+        for name, tensor in self.policy.named_tensors():
+            data = tensor.detach()
+            whole = data.full_tensor() if isinstance(data, DTensor) else data
+            yield name, whole.to(dtype) if whole.is_floating_point() else whole
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer, random state and step as a distributed checkpoint; any world size can `load` it."""
+        checkpoint.save(folder, self.policy, self.optimizer, step=self.step, rank=self.rank)
+
+    def load(self, folder: Path) -> int:
+        """Continue from `save`: the step that the checkpoint was written after.
+
+        Raises:
+            UserError: there is no complete checkpoint in the folder, or it is another model's.
+        """
+        self.step = checkpoint.load(
+            folder, self.policy, self.optimizer, rank=self.rank, seed=self.settings.seed, device=self.device
+        )
+        return self.step
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder in the serving dtype: weights (safetensors), configuration, tokenizer files."""
+        settings = self.settings
+        checkpoint.export(
+            folder, self.named_full_tensors, base=settings.model, dtype=settings.serving_dtype, rank=self.rank
+        )
+
+    def close(self) -> None:
+        """Leave the process group; not collective, so that it also works when another rank is gone."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _load(self, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
+        """A sharded policy; the gathered weights and the computation are in `dtype`, shards and reductions in float32."""
+        settings = self.settings
+        policy = load_policy(
+            settings.model,
+            head_chunk_tokens=settings.head_chunk_tokens,
+            activation_checkpointing=settings.activation_checkpointing,
+        )
+        precision = MixedPrecisionPolicy(
+            param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
+        )
+        reshard = not settings.gathers_once
+        for layer in policy.decoder_layers():
+            fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=reshard)
+        # The root's weights (embedding, head) are needed at once by the backward pass: gathering them twice saves nothing.
+        fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+        for module in fsdp_modules(policy):
+            # The loss is divided by the whole batch's tokens already: ranks' gradients are added, not averaged.
+            module.set_gradient_divide_factor(1.0)
+        policy.model.to(self.device)
+        return policy.train()
+
+    def _agree(self, passes: int, tokens: int) -> tuple[int, int]:
+        """The largest number of passes and the sum of tokens over the ranks."""
+        most = torch.tensor(passes, device=self.device)
+        total = torch.tensor(tokens, device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        dist.all_reduce(total)
+        return int(most), int(total)
+
+    def _padded(self, packs: list[Pack], passes: int) -> Iterator[Pack]:
+        """The packs, and a dummy for each pass that only other ranks need: FSDP's collectives are counted."""
+        yield from packs
+        for _ in range(passes - len(packs)):
+            yield dummy_pack()
+
+    def _prepare_pass(self, *, last: bool) -> None:
+        if self.settings.gathers_once:
+            self.policy.set_requires_gradient_sync(last)
+            self.policy.set_reshard_after_backward(last)
+
+    def _optimizer_step(self, optimizer: AdamW, learning_rate: float) -> float:
+        """Clip the gradients, step, forget them; the norm of the whole gradient before clipping."""
+        set_learning_rate(optimizer, learning_rate)
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        clip_grads_with_norm_(self.policy.parameters(), self.settings.grad_clip, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(norm)
+
+    def _metrics(
+        self,
+        sums: LossSums,
+        packs: list[Pack],
+        grad_norm: float,
+        learning_rate: float,
+        trained_tokens: int,
+        passes: int,
+        phases: dict[str, float],
+    ) -> StepMetrics:
+        own_tokens = sums.tokens.new_tensor(sum(len(pack.token_ids) for pack in packs))
+        vector = torch.cat([sums.as_vector(), own_tokens[None]])
+        dist.all_reduce(vector)
+        total = LossSums.from_vector(vector[:-1].cpu())
+        tokens = max(float(total.tokens), 1.0)
+        squares = float(total.weights_squared)
+        return StepMetrics(
+            step=self.step,
+            loss=float(total.loss) / max(trained_tokens, 1),
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            kl=float(total.kl) / tokens,
+            mismatch_kl=float(total.mismatch_kl) / tokens,
+            clip_share=float(total.clipped) / tokens,
+            tis_truncated_share=float(total.tis_truncated) / tokens,
+            effective_sample_share=float(total.weights) ** 2 / (tokens * squares) if squares else 1.0,
+            entropy=float(total.entropy) / tokens,
+            trained_tokens=trained_tokens,
+            gradient_tokens=int(total.tokens),
+            learner_tokens=int(vector[-1]),
+            passes=passes,
+            phases=phases,
+        )
+
+    @contextmanager
+    def _phase(self, phases: dict[str, float], name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        phases[name] += time.perf_counter() - start
+
+
+class PackLoss:
+    """`grpo_loss` over one pack as a `TokenLoss`; `sums` holds the metrics of the chunks so far."""
+
+    def __init__(
+        self, pack: Pack, reference_logprobs: Float[Tensor, " responses"] | None, options: LossOptions
+    ) -> None:
+        self.pack = pack
+        self.reference_logprobs = reference_logprobs
+        self.options = options
+        self.sums = LossSums.zero(pack.targets.device)
+
+    def __call__(
+        self, logprobs: Float[Tensor, " chunk"], entropies: Float[Tensor, " chunk"], rows: slice
+    ) -> Float[Tensor, ""]:
+        inputs = LossInputs(
+            new_logprobs=logprobs,
+            old_logprobs=self.pack.old_logprobs[rows],
+            advantages=self.pack.advantages[rows],
+            entropies=entropies,
+            reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[rows],
+        )
+        loss, sums = grpo_loss(inputs, self.options)
+        self.sums = self.sums + sums
+        return loss
+
+
+def dummy_pack() -> Pack:
+    """The smallest pack there is; its loss is multiplied by zero."""
+    (pack,) = pack_documents([Document([0], [Branch([0], [0.0], 0.0)])], max_tokens=1)
+    return pack
+
+
+def fsdp_modules(policy: Policy) -> list[FSDPModule]:
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def release_gathered(policy: Policy) -> None:
+    """Go back to shards: after a pass without a backward, FSDP would keep weights that the next step makes stale."""
+    for module in fsdp_modules(policy):
+        module.reshard()

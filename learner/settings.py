@@ -1,0 +1,60 @@
+"""What one rank needs to know: the learner's share of the job file, as plain values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import torch
+
+from headrace.verifiers.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Values of one learner rank; names and defaults are those of the job file's `[algorithm]` and `[learner]`."""
+
+    model: str  # a Hugging Face folder, or a hub id
+    total_steps: int  # the schedule's length
+    seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    normalize_advantages: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    tis_cap: float = 2.0
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0
+
+    dtype: str = "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
+    serving_dtype: str = "bfloat16"  # of the exported model
+    max_tokens_per_pack: int = 2048
+    head_chunk_tokens: int = 1024
+    activation_checkpointing: bool = False
+    keep_gathered: bool | None = None
+    """Keep the gathered weights and the unreduced gradients of a step until it ends, so that its packs cost one gather and
+    one reduction together: faster, for a full copy of both in memory. Default: on a CPU yes, on a GPU no."""
+    threads: int | None = None  # torch threads on a CPU; None: leave them as they are
+    timeout_seconds: float = 600.0  # for each collective: a rank that waits longer ends with an error
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return torch_dtype(self.dtype, "learner.dtype")
+
+    @property
+    def gathers_once(self) -> bool:
+        return self.device == "cpu" if self.keep_gathered is None else self.keep_gathered
+
+
+def torch_dtype(name: str, key: str) -> torch.dtype:
+    """The torch dtype that the job file's `key` names. Raises UserError for an unknown one."""
+    if name not in DTYPES:
+        raise UserError(f"{key}: unknown dtype {name!r}: give one of {', '.join(DTYPES)}")
+    return DTYPES[name]

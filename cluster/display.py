@@ -116,7 +116,7 @@ class LiveDisplay:
     def _render(self) -> RenderableType:
         now = self._clock()
         if self._status is None:
-            return Text(f"starting, {seconds(now - self._started)}")
+            return Text(f"starting, {duration(now - self._started)}")
         elapsed = self._status.elapsed_seconds + now - self._updated
         status = msgspec.structs.replace(self._status, elapsed_seconds=elapsed)
         # A copy: the controller's thread may add a step while this one draws.
@@ -148,7 +148,7 @@ class PlainDisplay:
         if now - self._last_line < HEARTBEAT_SECONDS:
             return
         if self._status is None:
-            self._print(f"still starting, {seconds(now - self._started)} so far", now)
+            self._print(f"still starting, {duration(now - self._started)} so far", now)
         else:
             self._print(heartbeat_line(self._status, now), now)
 
@@ -177,20 +177,20 @@ def step_line(record: StepRecord, steps: int) -> str:
 def evaluation_line(record: EvaluationRecord) -> str:
     return (
         f"evaluation {record.label}: sampled {interval(record.sampled)}, greedy {interval(record.greedy)}, "
-        f"{record.prompts} prompts, {record.samples} samples, {seconds(record.seconds)}"
+        f"{record.prompts} prompts, {record.samples} samples, {duration(record.seconds)}"
     )
 
 
 def heartbeat_line(status: RunStatus, now: float) -> str:
     """What is waited for and for how long, with what a reader needs to see whether it moves."""
-    parts = [f"still {status.phase}, {seconds(now - status.phase_since)} so far"]
+    parts = [f"still {status.phase}, {duration(now - status.phase_since)} so far"]
     for member in status.members:
         if member.state is not MemberState.SERVING and member.state is not MemberState.GONE:
             note = f" ({member.note})" if member.note else ""
-            parts.append(f"{member.name} {member.state} for {seconds(now - member.since)}{note}")
+            parts.append(f"{member.name} {member.state} for {duration(now - member.since)}{note}")
     if status.queue is not None:
         queue = status.queue
-        oldest = f", oldest lease {seconds(queue.oldest_lease_seconds)}" if queue.leased else ""
+        oldest = f", oldest lease {duration(queue.oldest_lease_seconds)}" if queue.leased else ""
         parts.append(f"queue {queue.leased} leased {queue.ready} ready{oldest}")
     return "; ".join(parts)
 
@@ -206,7 +206,7 @@ def render_status(
         listed = [member for member in status.members if every_member or member.state is not MemberState.SERVING]
         if listed:
             parts += [Text(), _members(listed if every_member else listed[-8:], now)]
-    waiting = Text.assemble(("now  ", "dim"), (status.phase, "bold"), f", {seconds(now - status.phase_since)}")
+    waiting = Text.assemble(("now  ", "dim"), (status.phase, "bold"), f", {duration(now - status.phase_since)}")
     return Panel(
         Group(*parts, Text(), waiting), title=escape(status.run), subtitle=escape(status.run_dir), title_align="left"
     )
@@ -246,7 +246,7 @@ def _progress(status: RunStatus, history: Sequence[StepRecord]) -> RenderableTyp
         # The median: a step that waited for a replaced member says nothing about the ones to come.
         recent = history[-9:]
         took = [later.elapsed_seconds - earlier.elapsed_seconds for earlier, later in itertools.pairwise(recent)]
-        left = f", about {seconds(statistics.median(took) * (status.steps - status.step))} left"
+        left = f", about {duration(statistics.median(took) * (status.steps - status.step))} left"
     row.add_row(
         Text.assemble("step ", (f"{status.step}/{status.steps}", "bold")),
         ProgressBar(total=max(1, status.steps), completed=status.step),
@@ -320,7 +320,7 @@ def _members(members: Sequence[MemberStatus], now: float) -> RenderableType:
         table.add_row(
             Text(member.name),
             Text(member.state, style=_STATE_STYLE[member.state]),
-            seconds(now - member.since),
+            duration(now - member.since),
             "" if member.version is None else f"v{member.version}",
             str(member.inflight),
             str(member.done),
@@ -345,7 +345,7 @@ def render_summary(summary: Summary, report: Path | None) -> RenderableType:
     parts: list[RenderableType] = []
     scores = {"before": summary.before, "warm start": summary.warm, "after": summary.after, "gain": summary.gain}
     if any(scores.values()):
-        table = Table("held-out reward", "sampled (95 %)", "greedy (95 %)")
+        table = Table("held-out reward", "sampled (95%)", "greedy (95%)")
         for label, score in scores.items():
             if score is not None:
                 signed = label == "gain"
@@ -360,7 +360,7 @@ def render_summary(summary: Summary, report: Path | None) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("steps", f"{summary.steps} in {seconds(summary.seconds)}, {summary.weight_syncs} weight syncs")
+    facts.add_row("steps", f"{summary.steps} in {duration(summary.seconds)}, {summary.weight_syncs} weight syncs")
     facts.add_row(
         "rates",
         f"{summary.samples_per_second:.2f} samples/s; tokens/s: {summary.generated_tokens_per_second:.0f} generated, "
@@ -385,9 +385,9 @@ def interval(value: Interval, signed: bool = False) -> str:
     return f"{value.reward:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
 
 
-def seconds(value: float) -> str:
+def duration(value: float) -> str:
     """
-    >>> seconds(42.4), seconds(90), seconds(7300)
+    >>> duration(42.4), duration(90), duration(7300)
     ('42 s', '1 min 30 s', '2 h 1 min')
     """
     whole = max(0, int(value))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.cluster.report import MAX_POINTS, Series, compare, line_chart, stack_chart, thin, ticks, write_report
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_records import (
+    EvaluationRecord,
+    GroupCounts,
+    Interval,
+    SampleRecord,
+    Scores,
+    StepRecord,
+    Summary,
+)
+from headrace.verifiers.errors import UserError
+
+STEP = StepRecord(
+    step=1,
+    time=1.79e9,
+    elapsed_seconds=90.0,
+    reward_mean=0.25,
+    reward_std=0.2,
+    pass_rate=0.3,
+    completion_tokens_mean=40.0,
+    truncated_share=0.05,
+    staleness_mean=0.5,
+    staleness_max=1,
+    groups_trained=6,
+    groups_filtered=2,
+    groups_dropped=1,
+    samples=36,
+    generated_tokens=1400,
+    learner_tokens=2400,
+    samples_per_second=1.2,
+    generated_tokens_per_second=47.0,
+    learner_tokens_per_second=80.0,
+    loss=0.01,
+    grad_norm=0.5,
+    learning_rate=1e-5,
+    kl=0.0,
+    mismatch_kl=0.001,
+    clip_share=0.03,
+    tis_truncated_share=0.01,
+    effective_sample_share=0.97,
+    entropy=0.7,
+    phases={"wait": 4.0, "forward": 6.0, "backward": 10.0},
+    busy={"rollout": 0.5, "learner": 0.9},
+    queue_ready=4,
+    queue_leased=8,
+)
+SUMMARY = Summary(
+    before=None,
+    warm=Scores(Interval(0.24, 0.19, 0.29), Interval(0.6, 0.5, 0.7)),
+    after=Scores(Interval(0.5, 0.45, 0.55), Interval(0.6, 0.5, 0.7)),
+    gain=Scores(Interval(0.26, 0.2, 0.31), Interval(0.0, -0.05, 0.05)),
+    steps=3,
+    seconds=300.0,
+    samples_per_second=1.4,
+    generated_tokens_per_second=210.0,
+    learner_tokens_per_second=260.0,
+    weight_syncs=3,
+    max_staleness=1,
+    groups=GroupCounts(18, 6, 3),
+    peak_memory_bytes=2**33,
+    model="runs/demo/model",
+)
+HOSTILE = "</p><script>alert('a & b')</script>"
+
+
+def evaluation(label: str, step: int, reward: float) -> EvaluationRecord:
+    sampled, greedy = Interval(reward, reward - 0.05, reward + 0.05), Interval(0.6, 0.55, 0.65)
+    return EvaluationRecord(label, step, 1.79e9, 30.0, sampled, greedy, 0.2, 0.4, 100, 200, 20.0)
+
+
+def sample(label: str, prompt_id: str, completion: str = "hello", reward: float = 1.0) -> SampleRecord:
+    return SampleRecord(label, 3, 3, prompt_id, f"prompt {prompt_id}", completion, reward, "fail", "no_call", "g-0")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "demo")
+    folder.create()
+    folder.write_job('[job]\nname = "booking <1>"\n\n[rollout]\nmax_staleness = 2\n')
+    return folder
+
+
+def page_of(folder: RunFolder) -> str:
+    path = write_report(folder.path)
+    assert path == folder.path / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def drawings(page: str) -> list[ElementTree.Element]:
+    """The page's charts; raises when one of them is not well-formed."""
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)]
+
+
+def classed(drawing: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return [element for element in drawing.iter() if name in element.get("class", "").split()]
+
+
+def heights(bars: list[ElementTree.Element]) -> float:
+    return sum(float(bar.get("height", "nan")) for bar in bars)
+
+
+def test_the_page_of_a_whole_run_shows_its_numbers_and_all_charts(folder: RunFolder) -> None:
+    folder.append_metrics(evaluation("warm", 0, 0.24))
+    for number in (1, 2, 3):
+        folder.append_metrics(msgspec.structs.replace(STEP, step=number))
+    folder.append_metrics(evaluation("after", 3, 0.5))
+    folder.append_samples([sample("warm", "0:1", "a reply before"), sample("after", "0:1", "a reply after")])
+    folder.write_summary(SUMMARY)
+    page = page_of(folder)
+    for part in (
+        "<h1>booking &lt;1&gt;</h1>",
+        "Finished",
+        "+0.260",
+        "a reply before",
+        "a reply after",
+        "runs/demo/model",
+        "max_staleness = 2",
+    ):
+        assert part in page
+    assert len(drawings(page)) == 8
+    assert "step 2\nwait: 4" in page
+
+
+def test_the_page_needs_no_script_and_nothing_from_elsewhere(folder: RunFolder) -> None:
+    folder.append_metrics(STEP)
+    page = page_of(folder)
+    assert not re.search(r"<(script|link|img|iframe)|https?:|url\(|@import|\son\w+=", page)
+
+
+def test_what_a_model_wrote_cannot_become_markup(folder: RunFolder) -> None:
+    hostile = SampleRecord("train", 1, 0, HOSTILE, HOSTILE, HOSTILE, 0.0, "fail", HOSTILE, HOSTILE)
+    folder.append_samples([hostile, msgspec.structs.replace(hostile, label="before")])
+    folder.append_metrics(msgspec.structs.replace(evaluation("before", 0, 0.5), label=HOSTILE))
+    page = page_of(folder)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 10
+
+
+def test_a_run_without_a_step_has_a_page(folder: RunFolder) -> None:
+    page = page_of(folder)
+    assert page.count("no step yet") == 8
+    assert "Still running" in page
+
+
+def test_a_run_of_one_step_shows_points_where_there_are_no_lines(folder: RunFolder) -> None:
+    folder.append_metrics(STEP)
+    reward = drawings(page_of(folder))[0]
+    assert len(classed(reward, "mark")) == 1
+
+
+def test_a_long_run_is_drawn_in_a_bounded_number_of_points(folder: RunFolder) -> None:
+    for number in range(1, 1001):
+        folder.append_metrics(msgspec.structs.replace(STEP, step=number))
+    for drawing in drawings(page_of(folder)):
+        assert len(classed(drawing, "band")) == MAX_POINTS
+
+
+def test_a_step_whose_reward_is_unknown_breaks_the_line() -> None:
+    chart = line_chart("Reward", "mean reward", [1, 2, 3, 4], [Series("all", "c1", [0.1, math.nan, 0.3, 0.4])])
+    (path,) = classed(ElementTree.fromstring(chart.svg), "line")
+    assert re.sub(r"[\d. ]+", "", path.get("d", "")) == "MML"
+
+
+def test_layers_of_a_stack_are_as_high_as_their_values() -> None:
+    layers = [Series("wait", "c1", [3.0, 1.0]), Series("forward", "c2", [1.0, 0.0])]
+    drawing = ElementTree.fromstring(stack_chart("Phases", "seconds", [1, 2], layers).svg)
+    assert len(classed(drawing, "c2")) == 1
+    assert heights(classed(drawing, "c1")) == pytest.approx(4 * heights(classed(drawing, "c2")), rel=0.01)
+
+
+def test_evaluations_of_the_same_step_stand_side_by_side() -> None:
+    records = [evaluation("before", 0, 0.1), evaluation("warm", 0, 0.1)]
+    chart = line_chart("Reward", "mean reward", [1], [Series("all", "c1", [0.2])], evaluations=records)
+    groups = classed(ElementTree.fromstring(chart.svg), "evaluation")
+    assert len({mark.get("cx") for group in groups for mark in classed(group, "mark")}) == 4
+    assert "before, sampled: 0.100, 95% 0.050 to 0.150" in chart.svg
+
+
+def test_the_same_prompt_is_compared_over_evaluations_and_training_samples_are_left_out() -> None:
+    samples = [sample("before", "0:1"), sample("before", "0:2"), sample("train", "0:1"), sample("after", "0:1", "new")]
+    samples.append(sample("after", "0:1", "second sample of the same prompt"))
+    first, second = compare(samples)
+    assert [(entry.label, entry.completion) for entry in first.samples] == [("before", "hello"), ("after", "new")]
+    assert [entry.prompt_id for entry in second.samples] == ["0:2"]
+
+
+def test_a_check_that_did_not_run_shows_no_reward(folder: RunFolder) -> None:
+    failed = msgspec.structs.replace(sample("train", "0:1", reward=math.nan), verdict="infra_error", reason="timeout")
+    folder.append_samples([failed])
+    page = page_of(folder)
+    assert "timeout" in page
+    assert "nan" not in page
+
+
+def test_a_folder_without_a_run_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_job_file_is_the_users_error(folder: RunFolder) -> None:
+    folder.write_job("[job")
+    with pytest.raises(UserError, match=r"job\.toml: not TOML"):
+        write_report(folder.path)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
+def test_ticks_enclose_their_range_evenly_and_are_few(low: float, span: float, about: int) -> None:
+    found = ticks(low, low + span, about)
+    tolerance = 1e-6 * max(abs(low), span)
+    assert found[0] <= low + tolerance
+    assert found[-1] >= low + span - tolerance
+    assert 2 <= len(found) <= about + 2
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), st.integers(1, 20))
+def test_thinning_keeps_the_largest_value_and_the_bound(values: list[float], limit: int) -> None:
+    thinned = thin(values, max, limit)
+    assert len(thinned) == min(limit, len(values))
+    assert max(thinned, default=0.0) == max(values, default=0.0)

@@ -20,9 +20,9 @@ import structlog
 from ray.exceptions import RayActorError, RayError
 
 from headrace.verifiers import telemetry
-from headrace.verifiers.base import Verifier
+from headrace.verifiers.base import Verifier, VerifierSpec
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
-from headrace.verifiers.registry import VerifierSpec, build_verifier
+from headrace.verifiers.registry import build_verifier
 
 log = structlog.get_logger()
 
@@ -42,8 +42,14 @@ class MemberReport(msgspec.Struct, frozen=True):
     metrics_url: str
 
 
+class WorkerStatus(msgspec.Struct, frozen=True):
+    inflight: int  # samples
+    done: int
+    busy_seconds: float
+
+
 class VerificationWorker:
-    """One member of the verification pool: a shell round a verifier."""
+    """One member of the verification pool: a shell round a verifier. `report` runs in a thread of its own."""
 
     def __init__(
         self, run: str, name: str, host: str, spec: VerifierSpec | Verifier, log_dir: str | None = None
@@ -52,22 +58,36 @@ class VerificationWorker:
         self._verifier = build_verifier(spec) if isinstance(spec, VerifierSpec) else spec
         self._metrics = telemetry.Telemetry(telemetry.VERIFICATION_METRICS, run, name)
         self._server, port = telemetry.serve_metrics([self._metrics.registry], host)
+        self._inflight = 0
+        self._done = 0
+        self._busy_seconds = 0.0
         self._report = MemberReport(os.getpid(), ray.util.get_node_ip_address(), f"http://{host}:{port}/metrics")
 
     def start(self) -> MemberReport:
+        self._verifier.start()
         return self._report
 
     def verify(self, samples: list[Sample]) -> list[Verdict]:
         """The verdicts in the order of the samples."""
         start = time.monotonic()
-        self._metrics.set(telemetry.VERIFICATION_INFLIGHT, len(samples))
-        verdicts = self._verifier.verify_many(samples)
+        self._inflight = len(samples)
+        self._metrics.set(telemetry.VERIFICATION_INFLIGHT, self._inflight)
+        try:
+            verdicts = self._verifier.verify_many(samples)
+        finally:
+            self._inflight = 0
+            self._busy_seconds += time.monotonic() - start
+        self._done += len(verdicts)
         seconds = (time.monotonic() - start) / max(1, len(samples))
         for verdict in verdicts:
             self._metrics.add(telemetry.VERIFICATION_VERDICTS, kind=verdict.kind, reason=verdict.reason)
             self._metrics.observe(telemetry.VERIFICATION_SECONDS, seconds)
         self._metrics.set(telemetry.VERIFICATION_INFLIGHT, 0)
         return verdicts
+
+    @ray.method(concurrency_group="watch")
+    def report(self) -> WorkerStatus:
+        return WorkerStatus(self._inflight, self._done, self._busy_seconds)
 
     def close(self) -> None:
         self._verifier.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
@@ -88,6 +89,13 @@ def checksum(buckets: Iterable[torch.Tensor]) -> str:
     for bucket in buckets:
         digest.update(memoryview(bucket.cpu().numpy()))
     return digest.hexdigest()
+
+
+def free_port(host: str) -> int:
+    """A TCP port of `host` that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
 
 
 def host_store(host: str, timeout_seconds: float) -> TCPStore:

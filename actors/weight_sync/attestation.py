@@ -1,0 +1,43 @@
+"""Whether an engine holds the weights that it says.
+
+Two things that cannot both lie: the digest of the bytes that its workers received and loaded (the receiver compares it, and
+the publisher again), and the log-probabilities of fixed probe sequences, computed by the engine after the swap and by the
+learner under the same version. vLLM's own checksums digest `Parameter`s, which are empty on the CPU engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Logprobs = Sequence[Sequence[float]]  # [sequences][tokens - 1]
+
+
+def probe_distance(expected: Logprobs, got: Logprobs) -> float:
+    """The largest, over the sequences, of the mean absolute distance in nats a token.
+
+    Raises:
+        ValueError: the two are not of the same shape.
+    """
+    if [len(row) for row in expected] != [len(row) for row in got]:
+        raise ValueError(
+            f"the engine's probe has {[len(row) for row in got]} tokens, not {[len(row) for row in expected]}"
+        )
+    return max(
+        sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
+        for left, right in zip(expected, got, strict=True)
+    )
+
+
+def attest(expected: Logprobs, got: Logprobs, tolerance: float) -> float:
+    """The probe distance, when it is within `tolerance` (that of the serving dtype).
+
+    Raises:
+        ValueError: it is not, or is no number.
+    """
+    distance = probe_distance(expected, got)
+    if not distance <= tolerance:  # also when it is nan
+        raise ValueError(
+            f"its probe is {distance:.3f} nats a token from the learner's, more than weight_sync.probe_tolerance "
+            f"({tolerance:g}): it does not hold these weights"
+        )
+    return distance

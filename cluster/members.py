@@ -1,0 +1,119 @@
+"""How the members of the two elastic pools are launched, admitted and watched: the `MemberKind`s of `pool.py`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import ray
+
+from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
+from headrace.actors.verification import VerificationWorker
+from headrace.cluster.pool import ElasticPool, Member, SetState
+from headrace.cluster.publisher import WeightPublisher
+from headrace.cluster.run_records import MemberState, Pool
+from headrace.verifiers.base import Verifier, VerifierSpec
+
+GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a hub
+WORKER_START_SECONDS = 120.0
+
+
+class Requirements(msgspec.Struct, frozen=True):
+    """Ray resources of one member, by Ray's names."""
+
+    resources: dict[str, float]
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of an actor's `.options()`."""
+        rest = dict(self.resources)
+        known = {
+            "num_cpus": rest.pop("CPU", 0),
+            "num_gpus": rest.pop("GPU", 0),
+            "memory": int(rest.pop("memory", 0)) or None,
+        }
+        return {**{name: value for name, value in known.items() if value is not None}, "resources": rest}
+
+
+class GeneratorKind:
+    pool = Pool.ROLLOUT
+    start_seconds = GENERATOR_START_SECONDS
+
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        requirements: Requirements,
+        inflight_groups: int | None,
+        group_size: int,
+    ) -> None:
+        """`settings.name` and the engine's seed are made each member's own."""
+        self._settings = settings
+        self._requirements = requirements
+        self._inflight_groups = inflight_groups
+        self._group_size = group_size
+        self.publisher: WeightPublisher | None = None  # there is none before the learner is up
+        self.workers: ElasticPool | None = None
+        self.inflight: dict[str, int] = {}  # leases that a member may hold, by name
+        self._last: dict[str, tuple[float, GeneratorStatus]] = {}
+
+    def launch(self, name: str) -> Any:
+        serial = int(name.rsplit("-", 1)[1])
+        engine = msgspec.structs.replace(self._settings.engine, seed=self._settings.engine.seed + serial)
+        settings = msgspec.structs.replace(self._settings, name=name, engine=engine)
+        actor = ray.remote(max_restarts=0, max_concurrency=1000)(Generator)
+        return actor.options(**self._requirements.options()).remote(settings)
+
+    async def admit(self, member: Member, set_state: SetState) -> None:
+        if self.publisher is None or self.workers is None:
+            raise RuntimeError("a generator was started before the learner and the verification pool were known")
+        slots = await member.handle.slots.remote()
+        self.inflight[member.name] = self._inflight_groups or max(1, -(-slots // self._group_size)) + 1
+        await member.handle.set_workers.remote({m.name: m.handle for m in self.workers.serving})
+        await set_state(member, MemberState.SYNCING)
+        await self.publisher.admit(member)
+        await set_state(member, MemberState.ATTESTED)
+
+    async def check(self, member: Member) -> None:
+        status: GeneratorStatus = await member.handle.status.remote()
+        now = time.monotonic()
+        before, member.inflight, member.done = self._last.get(member.name), status.inflight, status.groups
+        if before is not None and now > before[0]:
+            member.tokens_per_second = (status.tokens - before[1].tokens) / (now - before[0])
+        member.busy_seconds = status.busy_seconds
+        self._last[member.name] = (now, status)
+
+    async def drained(self, member: Member) -> bool:
+        await self.check(member)
+        return member.inflight == 0
+
+
+class VerificationKind:
+    pool = Pool.VERIFICATION
+    start_seconds = WORKER_START_SECONDS
+
+    def __init__(
+        self, run: str, host: str, verifier: VerifierSpec | Verifier, requirements: Requirements, log_dir: str | None
+    ) -> None:
+        self._run = run
+        self._host = host
+        self._verifier = verifier
+        self._requirements = requirements
+        self._log_dir = log_dir
+
+    def launch(self, name: str) -> Any:
+        # Two threads: a look at the worker's health does not wait for the check that it is busy with.
+        actor = ray.remote(max_restarts=0, concurrency_groups={"watch": 1})(VerificationWorker)
+        return actor.options(**self._requirements.options()).remote(
+            self._run, name, self._host, self._verifier, self._log_dir
+        )
+
+    async def admit(self, member: Member, set_state: SetState) -> None:
+        """Its start has shown all there is to show."""
+
+    async def check(self, member: Member) -> None:
+        report = await member.handle.report.remote()
+        member.inflight, member.done, member.busy_seconds = report.inflight, report.done, report.busy_seconds
+
+    async def drained(self, member: Member) -> bool:
+        await self.check(member)
+        return member.inflight == 0

@@ -1,0 +1,269 @@
+"""An elastic pool: members come and go while the job runs, all by one way.
+
+    starting -> syncing -> attested -> serving -> draining -> gone
+
+One task per member walks it along that way and is the only one that changes its state. A member that dies is replaced until
+the pool's restart budget is spent; then its place is retired, and a pool without members fails the job. What differs between
+pools (how a member is launched, what it must show before it serves) is a `MemberKind`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import ray
+import structlog
+from ray.exceptions import RayError
+
+from headrace.actors.verification import MemberReport
+from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+
+log = structlog.get_logger()
+
+HEALTH_SECONDS = 2.0  # between looks at a serving member
+HEALTH_DEADLINE = 30.0  # for an answer to such a look
+DRAIN_POLL_SECONDS = 0.2
+CLOSE_SECONDS = 15.0  # for a member to end its own processes
+
+
+class Member:
+    """One actor and where it is on its way."""
+
+    def __init__(self, name: str, place: int, restarts: int) -> None:
+        self.name = name
+        self.place = place
+        self.restarts = restarts
+        self.state = MemberState.STARTING
+        self.since = time.time()
+        self.handle: Any = None
+        self.report: MemberReport | None = None
+        self.version: int | None = None
+        self.inflight = 0
+        self.done = 0
+        self.tokens_per_second = 0.0
+        self.busy_seconds = 0.0
+        self.note = ""
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.drain = asyncio.Event()
+
+    def fail(self, reason: str) -> None:
+        """Say that the member is of no more use; its task ends it and sees to a replacement."""
+        if not self.failed.done():
+            self.failed.set_result(reason)
+
+    def status(self, pool: Pool) -> MemberStatus:
+        report = self.report
+        return MemberStatus(
+            name=self.name,
+            pool=pool,
+            state=self.state,
+            version=self.version,
+            node=report.node if report else "",
+            pid=report.pid if report else None,
+            since=self.since,
+            inflight=self.inflight,
+            done=self.done,
+            tokens_per_second=self.tokens_per_second,
+            restarts=self.restarts,
+            metrics_url=report.metrics_url if report else None,
+            note=self.note,
+        )
+
+
+SetState = Callable[[Member, MemberState], Awaitable[None]]
+
+
+class MemberKind(Protocol):
+    """What a pool needs to know of its members."""
+
+    pool: Pool
+    start_seconds: float  # deadline from launch to the first report
+
+    def launch(self, name: str) -> Any:
+        """Create the actor; returns its handle at once."""
+        ...
+
+    async def admit(self, member: Member, set_state: SetState) -> None:
+        """From started to attested, saying so by `set_state`. Raises AttestationFailed to refuse the member."""
+        ...
+
+    async def check(self, member: Member) -> None:
+        """Look at a serving member, and update its numbers. Raises when it is dead."""
+        ...
+
+    async def drained(self, member: Member) -> bool:
+        """Whether a draining member holds nothing more."""
+        ...
+
+
+class PoolFailed(Exception):
+    """The pool has no members left and may start no more."""
+
+
+class ElasticPool:
+    """Holds the members to `target`. `changed` is called after every change of the serving members."""
+
+    def __init__(self, kind: MemberKind, changed: Callable[[], Awaitable[None]], restart_budget: int = 5) -> None:
+        self.kind = kind
+        self.pool = kind.pool
+        self.members: dict[str, Member] = {}
+        self.target = 0
+        self._changed = changed
+        self._restarts_left = restart_budget
+        self._serial = 0
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._serving = asyncio.Condition()
+        self.failure: BaseException | None = None
+
+    @property
+    def serving(self) -> list[Member]:
+        return [member for member in self.members.values() if member.state is MemberState.SERVING]
+
+    async def scale(self, target: int) -> None:
+        """Start or drain members until there are `target`; returns at once.
+
+        Raises:
+            ValueError: `target` is less than 1.
+        """
+        if target < 1:
+            raise ValueError(f"the {self.pool} pool cannot have fewer than 1 member")
+        self.target = target
+        staying = [m for m in self.members.values() if m.state not in (MemberState.DRAINING, MemberState.GONE)]
+        for member in staying[target:]:
+            member.drain.set()
+        for _ in range(target - len(staying)):
+            self._start(restarts=0)
+
+    def _start(self, restarts: int) -> None:
+        name = f"{self.pool}-{self._serial}"
+        member = self.members[name] = Member(name, self._serial, restarts)
+        self._serial += 1
+        task = self._tasks[name] = asyncio.create_task(self._live(member), name=f"life of {name}")
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug of ours, not a member's death: the job must not go on as if nothing were.
+            log.error("pool_failed", pool=self.pool, error=repr(error))
+            self.failure = error
+
+    async def wait_serving(self, count: int, deadline_seconds: float) -> None:
+        """Until `count` members serve.
+
+        Raises:
+            PoolFailed: the pool can no longer reach that.
+            TimeoutError: not within the deadline; says what each member does.
+        """
+        async with self._serving:
+            try:
+                await asyncio.wait_for(
+                    self._serving.wait_for(lambda: len(self.serving) >= count or self.failure is not None),
+                    deadline_seconds,
+                )
+            except TimeoutError as error:
+                states = ", ".join(f"{m.name} {m.state} {m.note}".strip() for m in self.members.values())
+                raise TimeoutError(
+                    f"{count} serving member(s) of the {self.pool} pool after {deadline_seconds:.0f} s: {states}"
+                ) from error
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    async def set_state(self, member: Member, state: MemberState, note: str = "") -> None:
+        before, member.state, member.since, member.note = member.state, state, time.time(), note
+        log.info("member_state", member=member.name, state=state, before=before, note=note, version=member.version)
+        if MemberState.SERVING in (before, state):
+            await self._changed()
+        async with self._serving:
+            self._serving.notify_all()
+
+    async def _live(self, member: Member) -> None:
+        """The whole way of one member. Ends with the member gone, whatever happens."""
+        note, replace = "stopped", False
+        try:
+            note, replace = await self._way(member)
+        except (RayError, TimeoutError, AttestationFailed) as error:
+            note, replace = f"{type(error).__name__}: {first_line(error)}", True
+        finally:
+            await self._end(member)
+            await self.set_state(member, MemberState.GONE, note)
+        if replace:
+            self._replace(member, note)
+
+    async def _end(self, member: Member) -> None:
+        """Let the member close what it started (an engine is processes of its own), then end its actor for certain."""
+        if member.handle is None:
+            return
+        try:
+            await asyncio.wait_for(member.handle.close.remote(), CLOSE_SECONDS)
+        except (RayError, TimeoutError) as error:
+            log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
+        ray.kill(member.handle)
+
+    async def _way(self, member: Member) -> tuple[str, bool]:
+        member.handle = self.kind.launch(member.name)
+        member.report = await asyncio.wait_for(member.handle.start.remote(), self.kind.start_seconds)
+        await self.kind.admit(member, self.set_state)
+        if not member.drain.is_set():
+            await self.set_state(member, MemberState.SERVING)
+            reason = await self._serve(member)
+            if reason is not None:
+                return reason, True
+        await self.set_state(member, MemberState.DRAINING)
+        while not await self.kind.drained(member):
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        return "drained", False
+
+    async def _serve(self, member: Member) -> str | None:
+        """Until the member is to drain (None) or has failed (why)."""
+        drain = asyncio.create_task(member.drain.wait())
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    {drain, member.failed}, timeout=HEALTH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if member.failed in done:
+                    return member.failed.result()
+                if drain in done:
+                    return None
+                await asyncio.wait_for(self.kind.check(member), HEALTH_DEADLINE)
+        finally:
+            drain.cancel()
+
+    def _replace(self, member: Member, note: str) -> None:
+        alive = [m for m in self.members.values() if m.state is not MemberState.GONE]
+        if len(alive) >= self.target:
+            return
+        if self._restarts_left > 0:
+            self._restarts_left -= 1
+            log.warning("member_replaced", member=member.name, reason=note, restarts_left=self._restarts_left)
+            self._start(member.restarts + 1)
+        else:
+            log.error("member_retired", member=member.name, reason=note)
+            member.note = f"retired: {note}"
+            if not alive:
+                self.failure = PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}")
+
+    async def close(self) -> None:
+        """End all members, and wait until they are gone."""
+        for task in self._tasks.values():
+            task.cancel()
+        outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+class AttestationFailed(Exception):
+    """A member does not hold the weights that it should."""
+
+
+def first_line(error: BaseException) -> str:
+    """The line of an error that names its cause; Ray puts the trace of the other process before it."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,192 @@
+"""New weights to the generators: send, swap, attest. And the same for one generator that joins.
+
+One transfer at a time. The weight-sync group belongs to the members of the day: when they change, or when one dies in a
+transfer, the next transfer makes a new group. Generation goes on while the bytes travel; it stands still for the swap only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from ray.exceptions import RayError
+
+from headrace.actors.generator import StagedUpdate, StagingFailed
+from headrace.actors.weight_sync.attestation import attest
+from headrace.cluster.pool import AttestationFailed, Member, first_line
+from headrace.learner.worker import Snapshot
+from headrace.verifiers.records import WeightManifest
+
+log = structlog.get_logger()
+
+GRACE_SECONDS = 10.0  # beyond a transfer's own deadline, before a call is given up
+
+
+class PublishReport(msgspec.Struct, frozen=True):
+    version: int
+    members: list[str]
+    seconds: float  # from the first byte to the last attestation
+    transfer_seconds: float
+    pause_seconds: float  # the longest that one of them stood still
+    probe_distance: float  # the largest, nats a token
+
+
+class WeightPublisher:
+    """Holds the newest snapshot, and brings generators to it."""
+
+    def __init__(
+        self,
+        sender: Any,  # actor handle of the learner's rank 0
+        workers_per_member: int,
+        timeout_seconds: float,
+        probe_sequences: list[list[int]],
+        probe_tolerance: float,
+        clear_cache: bool,
+    ) -> None:
+        self._sender = sender
+        self._workers = workers_per_member
+        self._timeout_seconds = timeout_seconds
+        self._probe_sequences = probe_sequences
+        self._tolerance = probe_tolerance
+        self._clear_cache = clear_cache
+        self._transfer = asyncio.Lock()
+        self._group: tuple[str, ...] = ()
+        self.snapshot: Snapshot | None = None
+        self.syncs = 0
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.manifest.version if self.snapshot else -1
+
+    async def hold(self, make: Callable[[], Awaitable[Snapshot]]) -> Snapshot:
+        """Take a new snapshot, between transfers: the send buffer is one."""
+        async with self._transfer:
+            self.snapshot = await make()
+            return self.snapshot
+
+    async def publish(self, members: Sequence[Member]) -> PublishReport:
+        """Bring the serving members to the newest snapshot. A member that fails is given up (`Member.fail`), and the
+        others are sent to again without it; the report names those that made it."""
+        async with self._transfer:
+            start = time.monotonic()
+            left, transfer_seconds = await self._send([member for member in members if not member.failed.done()])
+            outcomes = await asyncio.gather(*[self._activate(member) for member in left])
+            done = [(member, outcome) for member, outcome in zip(left, outcomes, strict=True) if outcome is not None]
+            self.syncs += 1
+            report = PublishReport(
+                version=self.version,
+                members=[member.name for member, _ in done],
+                seconds=time.monotonic() - start,
+                transfer_seconds=transfer_seconds,
+                pause_seconds=max((pause for _, (pause, _) in done), default=0.0),
+                probe_distance=max((distance for _, (_, distance) in done), default=0.0),
+            )
+            log.info("weights_published", **msgspec.to_builtins(report))
+            return report
+
+    async def admit(self, member: Member) -> None:
+        """Bring one joining member to the newest snapshot; the others do not notice.
+
+        Raises:
+            AttestationFailed: it did not get there.
+        """
+        async with self._transfer:
+            for joined in (await self._send([member]))[0]:
+                await self._activate(joined)
+        if member.failed.done():
+            raise AttestationFailed(member.failed.result())
+
+    async def _send(self, members: list[Member]) -> tuple[list[Member], float]:
+        """Send until all that are left have the bytes; those members, and the seconds of the last transfer."""
+        if self.snapshot is None:
+            raise RuntimeError("no weights to send yet: hold a snapshot first")
+        left, failures = members, 0
+        while left:
+            start = time.monotonic()
+            broken = await self._regroup(left) or await self._transfer_once(left, self.snapshot.manifest)
+            if not broken:
+                return left, time.monotonic() - start
+            self._group = ()
+            # A dead member breaks the transfer for the others too. The dead are given up; the others are told apart by
+            # trying once more without them.
+            failures += 1
+            gone = {name for name, (dead, _) in broken.items() if dead or failures > 1}
+            for member in left:
+                if member.name in gone:
+                    member.fail(f"did not receive version {self.version}: {broken[member.name][1]}")
+            log.warning("transfer_failed", version=self.version, members=broken, given_up=sorted(gone))
+            left = [member for member in left if member.name not in gone]
+        return [], 0.0
+
+    async def _transfer_once(self, members: list[Member], manifest: WeightManifest) -> Broken:
+        """Broadcast to the group; what broke, by member."""
+        deadline = self._timeout_seconds + GRACE_SECONDS
+        sending = asyncio.wait_for(self._sender.send.remote(), deadline)
+        receives = [
+            asyncio.wait_for(member.handle.receive.remote(manifest, self._timeout_seconds), deadline)
+            for member in members
+        ]
+        sent, *received = await asyncio.gather(sending, *receives, return_exceptions=True)
+        broken = sort_out(members, received)
+        for member, update in zip(members, received, strict=True):
+            if isinstance(update, StagedUpdate) and set(update.checksums) != {manifest.checksum}:
+                broken[member.name] = (False, "received other bytes than were sent")
+        if isinstance(sent, BaseException) and not broken:
+            raise sent  # every member has all, and yet the learner's end failed: not a member's fault
+        return broken
+
+    async def _regroup(self, members: Sequence[Member]) -> Broken:
+        """Make the group for these members, unless it is theirs already."""
+        names = tuple(member.name for member in members)
+        if names == self._group:
+            return {}
+        address = await asyncio.wait_for(
+            self._sender.open_group.remote(1 + len(members) * self._workers), GRACE_SECONDS
+        )
+        joins = [
+            asyncio.wait_for(member.handle.join.remote(address, 1 + index * self._workers), GRACE_SECONDS)
+            for index, member in enumerate(members)
+        ]
+        broken = sort_out(members, await asyncio.gather(*joins, return_exceptions=True))
+        if not broken:
+            self._group = names
+        return broken
+
+    async def _activate(self, member: Member) -> tuple[float, float] | None:
+        """Swap and attest; (pause seconds, probe distance), or None when the member failed."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            raise RuntimeError("no weights to swap to")
+        try:
+            pause = await asyncio.wait_for(
+                member.handle.swap.remote(self.version, self._clear_cache), self._timeout_seconds
+            )
+            probed = await asyncio.wait_for(member.handle.probe.remote(self._probe_sequences), self._timeout_seconds)
+            distance = attest(snapshot.probe.logprobs, probed, self._tolerance)
+        except (RayError, TimeoutError, ValueError) as error:
+            member.fail(f"not attested with version {self.version}: {first_line(error) or type(error).__name__}")
+            return None
+        member.version = self.version
+        return pause, distance
+
+
+Broken = dict[str, tuple[bool, str]]
+"""What went wrong, by member name: whether the member itself is gone, and the error's first line."""
+
+
+def sort_out(members: Sequence[Member], outcomes: Sequence[Any]) -> Broken:
+    """The calls that failed. A member whose process died or that does not answer is gone; one that reports a failed
+    transfer is not. Any other error is raised: it is a bug."""
+    broken: Broken = {}
+    for member, outcome in zip(members, outcomes, strict=True):
+        if isinstance(outcome, StagingFailed):
+            broken[member.name] = (False, first_line(outcome))
+        elif isinstance(outcome, RayError | TimeoutError):
+            broken[member.name] = (True, first_line(outcome) or type(outcome).__name__)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    return broken

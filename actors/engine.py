@@ -53,7 +53,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the weights in use; -1 before the first swap."""
+        """Of the weights in use; -2 before the first swap."""
         ...
 
     @property

@@ -267,8 +267,8 @@ def group_numbers(group: Group) -> GroupNumbers:
     return GroupNumbers(
         prompt_id=group.prompt.id,
         generator=group.generator,
-        oldest_version=min(versions, default=-1),
-        newest_version=max(versions, default=-1),
+        oldest_version=min(versions),
+        newest_version=max(versions),
         prompt_tokens=len(group.prompt.token_ids),
         completion_tokens=[len(completion.token_ids) for completion in group.completions],
         rewards=[

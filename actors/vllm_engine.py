@@ -25,13 +25,13 @@ from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
 
-BASE_VERSION = -1  # what vLLM calls "default": weights from the model folder, attested by nobody
+UNSYNCED = -2  # what vLLM calls "default": the weights of the model folder, attested by nobody
 
 
 class VllmEngine:
     def __init__(self) -> None:
         self._requests = itertools.count()
-        self._version = BASE_VERSION
+        self._version = UNSYNCED
         self._pauses = 0
         self._pausing = asyncio.Lock()
 
@@ -185,7 +185,7 @@ def to_output(completion: CompletionOutput) -> Output:
         token_ids=token_ids,
         logprobs=[entry[token].logprob for token, entry in zip(token_ids, logprobs, strict=True)],
         spans=[
-            WeightSpan(int(span.version) if span.version.isdigit() else BASE_VERSION, span.start, span.end)
+            WeightSpan(UNSYNCED if span.version == "default" else int(span.version), span.start, span.end)
             for span in completion.weight_versions or []
         ],
         stop_reason=reasons.get(completion.finish_reason or "", StopReason.ABORTED),

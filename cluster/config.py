@@ -56,6 +56,8 @@ class RewardSection(Section):
     """The verifier's own options."""
     function: str | None = None
     """A function of your own instead: `file.py:name`, called as name(completion, row) -> float in [0, 1]."""
+    base_dir: str = "."
+    """Where relative paths in `options` and `function` start; the job file's folder."""
 
     @model_validator(mode="after")
     def one_of(self) -> RewardSection:
@@ -150,6 +152,9 @@ class LearnerSection(Section):
 
 
 class PlacementSection(Section):
+    local_cpus: int | None = Field(None, ge=1)
+    """Ray CPUs of the cluster that a run starts for itself. They are counted, not reserved, and pools on one machine share
+    its cores; default: 8 or the cores, whichever is more."""
     take_turns: bool | Literal["auto"] = "auto"
     """Generators stand still while the learner steps. For pools on the same cores, where they only disturb each other;
     `auto`: when generators and learner have no GPU and share a node."""

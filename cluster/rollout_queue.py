@@ -9,7 +9,7 @@ Every prompt that was ever handed out is in exactly one place:
 
 Admission (the AReaL capacity rule, arXiv 2505.24298): a generator that holds weight version g gets a new lease only while
 
-    accepted + running < (max_staleness + g - first_version + 1) * groups_per_step
+    accepted + running < (max_staleness + g + 1) * groups_per_step
 
 where `accepted` are the groups trained, taken or ready. Staleness is thereby bounded before anything is generated, and
 nothing is generated to be thrown away. The rule alone does not bound a group that runs longer than others: `take` also
@@ -39,7 +39,6 @@ class QueuePlan(msgspec.Struct, frozen=True):
     sampling: Sampling
     lease_seconds: float
     drop_uniform: bool  # filter groups without variance and replace them (dynamic sampling)
-    first_version: int  # of the weights that reinforcement learning starts from
 
 
 class Outcome(StrEnum):
@@ -92,7 +91,7 @@ class RolloutQueue(Generic[Payload]):
     def __init__(self, source: PromptSource, plan: QueuePlan, ledger: Ledger | None = None) -> None:
         self._source = source
         self.plan = plan
-        self.version = ledger.version if ledger else plan.first_version
+        self.version = ledger.version if ledger else 0
         self._cursor = ledger.cursor if ledger else 0
         self._waiting = [source.prompt(epoch, ordinal) for epoch, ordinal in (ledger.outstanding if ledger else [])]
         self._attempts: dict[str, int] = {}
@@ -125,9 +124,8 @@ class RolloutQueue(Generic[Payload]):
     def capacity(self, member_version: int) -> int:
         """Leases that a generator holding `member_version` may still get; at least 0."""
         plan = self.plan
-        steps_done = self.version - plan.first_version
-        accepted = steps_done * plan.groups_per_step + len(self._ready) + len(self._taken)
-        bound = (plan.max_staleness + member_version - plan.first_version + 1) * plan.groups_per_step
+        accepted = self.version * plan.groups_per_step + len(self._ready) + len(self._taken)
+        bound = (plan.max_staleness + member_version + 1) * plan.groups_per_step
         return max(0, bound - accepted - len(self._running))
 
     def lease(self, member: str, member_version: int, most: int, now: float) -> list[Lease]:

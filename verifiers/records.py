@@ -6,8 +6,9 @@
 A `Group` is bulk (token ids, log-probabilities, texts): it travels as one object in Ray's object store. `GroupNumbers` is
 the small part that decisions are made on: it travels beside it, and is all that the queue and the controller look at.
 
-Times are seconds, sizes are bytes, lengths are tokens. `version` is always a weight version: the number of optimizer
-steps that made the weights, 0 for those that the run started from.
+Times are seconds, sizes are bytes, lengths are tokens. `version` is always a weight version: the number of
+optimizer steps that made the weights, 0 for those that reinforcement learning starts from, -1 for the base model's before a
+warm start.
 """
 
 from __future__ import annotations

@@ -1,0 +1,178 @@
+"""From a TOML file and command-line values to a checked `JobConfig`; what is wrong becomes one line with its place."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from headrace.cluster.config import JobConfig
+from headrace.verifiers.errors import UserError
+
+PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job that a file describes, with command-line values in place of the file's.
+
+    Args:
+        path: TOML. Relative paths of data in it are relative to its folder; those on the command line to the working
+            directory.
+        overrides: `--section.key value` or `--section.key=value`, hyphens for underscores.
+
+    Raises:
+        UserError: unreadable, not TOML, unknown key, wrong type, or an impossible combination.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+    _anchor_paths(values, path.parent.resolve())
+    given = parse_overrides(overrides)
+    for (section, key), value in given.items():
+        _set(values, section, key, value)
+    return check_job(values, lambda place: _place(path, text, place, given))
+
+
+def check_job(values: dict[str, Any], place: Any = lambda where: ".".join(where)) -> JobConfig:
+    """The job of nested plain values. `place` turns a key's path into what the message shows. Raises UserError."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"]]
+        raise UserError(f"{place(where)}: {_explain(first, where)}") from error
+
+
+def _explain(error: Any, where: list[str]) -> str:
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        known = list(_model_at(where[:-1]).model_fields)
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+        return f"unknown key {where[-1]!r}{hint}"
+    if kind == "missing":
+        return f"is missing: {_describe(where)}"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
+
+
+def _describe(where: list[str]) -> str:
+    field = _model_at(where[:-1]).model_fields.get(where[-1])
+    description = (field.description if field else None) or "give it in the job file"
+    return description.split("\n")[0]
+
+
+def _model_at(where: list[str]) -> type[BaseModel]:
+    model: type[BaseModel] = JobConfig
+    for part in where:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return model
+
+
+def _place(path: Path, text: str, where: list[str], given: dict[tuple[str, str], Any]) -> str:
+    """`file:line: section.key`, or the command-line option."""
+    name = ".".join(where)
+    if tuple(where[:2]) in given:
+        return f"--{name.replace('_', '-')}"
+    line = _line_of(text, where)
+    return f"{path}:{line}: {name}" if line else f"{path}: {name}" if name else str(path)
+
+
+def _line_of(text: str, where: list[str]) -> int | None:
+    section, found = "", None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$", line):
+            section = header[1]
+            if where and section.split(".")[0] == where[0]:
+                found = found or number
+        elif (key := re.match(r"\s*([\w.-]+)\s*=", line)) and ".".join(filter(None, (section, key[1]))) == ".".join(where):
+            return number
+    return found
+
+
+def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """`--section.key value` pairs. A value is read as TOML where it is TOML, and else is the text itself.
+
+    Raises:
+        UserError: a word that is no such option, or one without a value.
+    """
+    values: dict[tuple[str, str], Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        match = re.fullmatch(r"--([a-z_-]+)\.([a-z_.-]+)", name)
+        if not match:
+            raise UserError(f"{word}: not an option of this command; a value of the job is --section.key VALUE")
+        if not equals:
+            if not rest:
+                raise UserError(f"{word}: is missing its value")
+            value = rest.pop(0)
+        values[match[1].replace("-", "_"), match[2].replace("-", "_")] = _toml_value(value)
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(values: dict[str, Any], section: str, key: str, value: Any) -> None:
+    target = values.setdefault(section, {})
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = str(Path(value).resolve()) if (section, key) in PATH_KEYS and isinstance(value, str) else value
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the file's relative paths independent of the working directory."""
+    for section, key in PATH_KEYS:
+        table = values.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = str(folder / table[key])
+    reward = values.get("reward")
+    if isinstance(reward, dict) and "base_dir" not in reward:
+        reward["base_dir"] = str(folder)
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith("."):
+        model["base"] = str(folder / model["base"])
+
+
+def dump_job(job: JobConfig) -> str:
+    """The job as TOML, every value written out. `load_job` of it gives the same job."""
+    lines: list[str] = []
+    for section, values in job.model_dump(mode="json", exclude_none=True).items():
+        lines += [f"[{section}]", *(f"{key} = {_to_toml(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_to_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_to_toml(item) for item in value) + "]"
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return "inf" if value > 0 else "-inf"
+    # JSON's strings, numbers and booleans are TOML's.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key)

@@ -98,6 +98,8 @@ def export(
         source = model_files(base)
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(state, folder)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for the owner alone; a server may run as somebody else
         for pattern in SIDE_FILES:
             for file in sorted(source.glob(pattern)):
                 shutil.copy2(file, folder / file.name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -254,12 +255,12 @@ def attention_blocks(
         return len(blocks) - 1
 
     root = (add(0, prefix, ()),) if prefix else ()
-    for start, stop, inner in zip(bounds, bounds[1:], cuts, strict=False):
+    for start, stop, inner in zip(bounds[:-1], bounds[1:], cuts, strict=True):
         if stop - start <= MASKED_BLOCK_TOKENS:
             add(start, stop, root)
             continue
         prompt = add(start, inner[0], root)
-        for left, right in zip(inner, inner[1:], strict=False):
+        for left, right in pairwise(inner):
             if right > left:
                 add(left, right, (*root, prompt))
     return tuple(blocks)

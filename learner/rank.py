@@ -253,6 +253,7 @@ class LearnerRank:
         for module in fsdp_modules(policy):
             # The loss is divided by the whole batch's tokens already: ranks' gradients are added, not averaged.
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
         policy.model.to(self.device)
         return policy.train()
 

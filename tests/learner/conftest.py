@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,8 +74,39 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tiny_qwen(), tmp_path_factory.mktemp("qwen"))
 
 
+def find_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return find_port()
+
+
+@pytest.fixture(scope="session")
+def two_rank_results(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What two ranks did in `two_ranks.py`, as rank 0 wrote it; the processes run once for all tests."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    port = find_port()
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("two_ranks.py")),
+                str(rank),
+                str(port),
+                str(llama_folder),
+                str(folder),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    for rank, output in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, output
+    return torch.load(folder / "results.pt", weights_only=False)

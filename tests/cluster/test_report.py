@@ -174,10 +174,12 @@ def test_a_step_whose_reward_is_unknown_breaks_the_line() -> None:
     assert re.sub(r"[\d. ]+", "", path.get("d", "")) == "MML"
 
 
-def test_layers_of_a_stack_are_as_high_as_their_values() -> None:
+def test_layers_of_a_stack_are_as_high_as_their_values_and_stand_on_each_other() -> None:
     layers = [Series("wait", "c1", [3.0, 1.0]), Series("forward", "c2", [1.0, 0.0])]
     drawing = ElementTree.fromstring(stack_chart("Phases", "seconds", [1, 2], layers).svg)
-    assert len(classed(drawing, "c2")) == 1
+    (upper,) = classed(drawing, "c2")
+    lower = classed(drawing, "c1")[0]
+    assert float(upper.get("y", "nan")) + heights([upper]) == pytest.approx(float(lower.get("y", "nan")), abs=0.11)
     assert heights(classed(drawing, "c1")) == pytest.approx(4 * heights(classed(drawing, "c2")), rel=0.01)
 
 

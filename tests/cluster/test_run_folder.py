@@ -120,7 +120,8 @@ input()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
         with pytest.raises(UserError, match="another process"):
             RunFolder(tmp_path).create(resume=True)
         process.kill()

@@ -41,7 +41,8 @@ def test_pairing_takes_the_difficulty_of_prompts_out_of_the_interval() -> None:
     before = np.random.default_rng(1).uniform(0, 0.8, size=100)
     after = before + 0.05
     gain = difference_interval(before, after, seed=0)
-    assert gain.low == pytest.approx(0.05) and gain.high == pytest.approx(0.05)
+    assert gain.low == pytest.approx(0.05)
+    assert gain.high == pytest.approx(0.05)
     assert mean_interval(after, seed=0).low < mean_interval(before, seed=0).high
 
 

@@ -65,7 +65,7 @@ def test_a_metric_outside_the_table_or_of_another_kind_is_refused(telemetry: Tel
         telemetry.add(LEARNER_STEPS)
     with pytest.raises(KeyError):
         telemetry.set(GENERATOR_TOKENS, 1)
-    with pytest.raises(ValueError, match="[Ll]abel"):
+    with pytest.raises(ValueError, match=r"[Ll]abel"):
         telemetry.add(GENERATOR_SAMPLES)
 
 
@@ -105,7 +105,8 @@ def test_registries_that_export_the_same_name_are_both_served() -> None:
     finally:
         server.shutdown()
         server.server_close()
-    assert 'same_total{member="a"} 1.0' in page and 'same_total{member="b"} 1.0' in page
+    assert 'same_total{member="a"} 1.0' in page
+    assert 'same_total{member="b"} 1.0' in page
 
 
 @pytest.mark.usefixtures("_structlog_as_it_was")
@@ -140,4 +141,5 @@ def test_a_log_file_is_appended_to_and_carries_traces(tmp_path: Path) -> None:
         except RuntimeError:
             structlog.get_logger().error("failed", exc_info=True)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) == 2 and all("RuntimeError: engine lost" in line["exception"] for line in lines)
+    assert len(lines) == 2
+    assert all("RuntimeError: engine lost" in line["exception"] for line in lines)

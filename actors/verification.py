@@ -20,9 +20,8 @@ import structlog
 from ray.exceptions import RayActorError, RayError
 
 from headrace.verifiers import telemetry
-from headrace.verifiers.base import Verifier, VerifierSpec
+from headrace.verifiers.base import Verifier
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
-from headrace.verifiers.registry import build_verifier
 
 log = structlog.get_logger()
 
@@ -51,11 +50,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 class VerificationWorker:
     """One member of the verification pool: a shell round a verifier. `report` runs in a thread of its own."""
 
-    def __init__(
-        self, run: str, name: str, host: str, spec: VerifierSpec | Verifier, log_dir: str | None = None
-    ) -> None:
+    def __init__(self, run: str, name: str, host: str, verifier: Verifier, log_dir: str | None = None) -> None:
         telemetry.configure_logging(run, name, log_stream(log_dir, name))
-        self._verifier = build_verifier(spec) if isinstance(spec, VerifierSpec) else spec
+        self._verifier = verifier
         self._metrics = telemetry.Telemetry(telemetry.VERIFICATION_METRICS, run, name)
         self._server, port = telemetry.serve_metrics([self._metrics.registry], host)
         self._inflight = 0

@@ -99,7 +99,9 @@ def _line_of(text: str, where: list[str]) -> int | None:
             section = header[1]
             if where and section.split(".")[0] == where[0]:
                 found = found or number
-        elif (key := re.match(r"\s*([\w.-]+)\s*=", line)) and ".".join(filter(None, (section, key[1]))) == ".".join(where):
+        elif (key := re.match(r"\s*([\w.-]+)\s*=", line)) and ".".join(filter(None, (section, key[1]))) == ".".join(
+            where
+        ):
             return number
     return found
 
@@ -165,7 +167,9 @@ def dump_job(job: JobConfig) -> str:
 
 def _to_toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_to_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+        return (
+            "{ " + ", ".join(f"{_key(key)} = {_to_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_to_toml(item) for item in value) + "]"
     if isinstance(value, float) and value in (float("inf"), float("-inf")):

@@ -13,7 +13,7 @@ from headrace.actors.verification import VerificationWorker
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
 from headrace.cluster.run_records import MemberState, Pool
-from headrace.verifiers.base import Verifier, VerifierSpec
+from headrace.verifiers.base import Verifier
 
 GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a hub
 WORKER_START_SECONDS = 120.0
@@ -92,7 +92,7 @@ class VerificationKind:
     start_seconds = WORKER_START_SECONDS
 
     def __init__(
-        self, run: str, host: str, verifier: VerifierSpec | Verifier, requirements: Requirements, log_dir: str | None
+        self, run: str, host: str, verifier: Verifier, requirements: Requirements, log_dir: str | None
     ) -> None:
         self._run = run
         self._host = host
@@ -101,7 +101,7 @@ class VerificationKind:
         self._log_dir = log_dir
 
     def launch(self, name: str) -> Any:
-        # Two threads: a look at the worker's health does not wait for the check that it is busy with.
+        # A thread of its own for `report`: a look at the worker's health does not wait for the check that it is busy with.
         actor = ray.remote(max_restarts=0, concurrency_groups={"watch": 1})(VerificationWorker)
         return actor.options(**self._requirements.options()).remote(
             self._run, name, self._host, self._verifier, self._log_dir

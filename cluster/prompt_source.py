@@ -6,7 +6,7 @@ A prompt's stable name is (epoch, ordinal): `ordinal` is the row's place in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,13 @@ class PromptSource:
         tokenizer: PreTrainedTokenizerBase,
         max_prompt_tokens: int,
         seed: int | None,
-        check_row: Callable[[dict[str, Any]], str | None] | None = None,
     ) -> None:
         """
         Args:
             seed: of the order; None keeps the file's.
-            check_row: the verifier's own look at a row: what is wrong with it, or None.
 
         Raises:
-            UserError: a row without a usable prompt or that the verifier cannot score, by number; or none that fits.
+            UserError: a row without a usable prompt, by number; or none that fits.
         """
         self.path = path
         self._rows = rows
@@ -122,9 +120,6 @@ class PromptSource:
                 ids = layout.encode(row, tokenizer)
             except ValueError as error:
                 raise UserError(f"{path}: row {number} {error}") from error
-            wrong = check_row(row) if check_row else None
-            if wrong:
-                raise UserError(f"{path}: row {number}: {wrong}")
             self._token_ids.append(ids)
             if len(ids) > max_prompt_tokens:
                 self.too_long.append(number - 1)

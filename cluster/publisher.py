@@ -23,6 +23,7 @@ from headrace.verifiers.records import WeightManifest
 
 log = structlog.get_logger()
 
+LEARNER_START_SECONDS = 900.0  # until there are weights to send
 GRACE_SECONDS = 10.0  # beyond a transfer's own deadline, before a call is given up
 
 
@@ -40,14 +41,13 @@ class WeightPublisher:
 
     def __init__(
         self,
-        sender: Any,  # actor handle of the learner's rank 0
         workers_per_member: int,
         timeout_seconds: float,
         probe_sequences: list[list[int]],
         probe_tolerance: float,
         clear_cache: bool,
     ) -> None:
-        self._sender = sender
+        self.sender: Any = None  # actor handle of the learner's rank 0, once that is up
         self._workers = workers_per_member
         self._timeout_seconds = timeout_seconds
         self._probe_sequences = probe_sequences
@@ -55,6 +55,7 @@ class WeightPublisher:
         self._clear_cache = clear_cache
         self._transfer = asyncio.Lock()
         self._group: tuple[str, ...] = ()
+        self._first = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.syncs = 0
 
@@ -66,6 +67,7 @@ class WeightPublisher:
         """Take a new snapshot, between transfers: the send buffer is one."""
         async with self._transfer:
             self.snapshot = await make()
+            self._first.set()
             return self.snapshot
 
     async def publish(self, members: Sequence[Member]) -> PublishReport:
@@ -93,7 +95,9 @@ class WeightPublisher:
 
         Raises:
             AttestationFailed: it did not get there.
+            TimeoutError: the learner has not come up.
         """
+        await asyncio.wait_for(self._first.wait(), LEARNER_START_SECONDS)
         async with self._transfer:
             for joined in (await self._send([member]))[0]:
                 await self._activate(joined)
@@ -125,7 +129,7 @@ class WeightPublisher:
     async def _transfer_once(self, members: list[Member], manifest: WeightManifest) -> Broken:
         """Broadcast to the group; what broke, by member."""
         deadline = self._timeout_seconds + GRACE_SECONDS
-        sending = asyncio.wait_for(self._sender.send.remote(), deadline)
+        sending = asyncio.wait_for(self.sender.send.remote(), deadline)
         receives = [
             asyncio.wait_for(member.handle.receive.remote(manifest, self._timeout_seconds), deadline)
             for member in members
@@ -144,9 +148,7 @@ class WeightPublisher:
         names = tuple(member.name for member in members)
         if names == self._group:
             return {}
-        address = await asyncio.wait_for(
-            self._sender.open_group.remote(1 + len(members) * self._workers), GRACE_SECONDS
-        )
+        address = await asyncio.wait_for(self.sender.open_group.remote(1 + len(members) * self._workers), GRACE_SECONDS)
         joins = [
             asyncio.wait_for(member.handle.join.remote(address, 1 + index * self._workers), GRACE_SECONDS)
             for index, member in enumerate(members)

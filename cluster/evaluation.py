@@ -1,0 +1,170 @@
+"""Held-out prompts through the serving generators: sampled at the training temperature, and greedy."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+import structlog
+from ray.exceptions import RayError
+
+from headrace.cluster.pool import Member
+from headrace.cluster.prompt_source import PromptFormat, PromptSource
+from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
+from headrace.cluster.statistics import difference_interval, mean_interval
+from headrace.verifiers.records import Completion, Group, Lease, Prompt, Sampling, VerdictKind, decode
+
+log = structlog.get_logger()
+
+INFLIGHT = 12  # prompts that one generator holds at a time
+PROMPT_SECONDS = 600.0
+
+
+class EvaluationResult(msgspec.Struct, frozen=True):
+    """Mean rewards by prompt, [prompts] each, and the groups that they came from."""
+
+    sampled: list[float]
+    greedy: list[float]
+    sampled_pass_rate: float
+    greedy_pass_rate: float
+    groups: list[Group]  # sampled groups, in the order of the prompts
+    seconds: float
+
+
+class EvaluationFailed(Exception):
+    """No generator answered, or no check ran to its end."""
+
+
+class Evaluator:
+    """Holds the held-out prompts. An evaluation takes the generators' serving members as they are."""
+
+    def __init__(self, source: PromptSource, prompts: int | None, samples: int, sampling: Sampling) -> None:
+        count = min(prompts or len(source), len(source))
+        self.prompts = [source.at(position) for position in range(count)]
+        self.samples = samples
+        self._sampling = sampling
+        self._greedy = msgspec.structs.replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
+
+    async def run(self, members: Sequence[Member], progress: Callable[[int, int], None]) -> EvaluationResult:
+        """Evaluate all prompts on these members.
+
+        Args:
+            progress: called with (finished, all) requests as they finish.
+
+        Raises:
+            EvaluationFailed: every member was lost before the end.
+        """
+        start = time.monotonic()
+        ids = itertools.count(1)
+        jobs = [Lease(-next(ids), p, self.samples, self._sampling) for p in self.prompts]
+        jobs += [Lease(-next(ids), p, 1, self._greedy) for p in self.prompts]
+        results: dict[int, Group] = {}
+        waiting = list(reversed(jobs))
+
+        async def serve(member: Member) -> None:
+            while waiting:
+                lease = waiting.pop()
+                try:
+                    _, payload = await asyncio.wait_for(member.handle.generate.remote(lease), PROMPT_SECONDS)
+                except (RayError, TimeoutError) as error:
+                    waiting.append(lease)
+                    log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)
+                    return
+                results[lease.id] = decode(payload, Group)
+                progress(len(results), len(jobs))
+
+        await asyncio.gather(*[serve(member) for member in members for _ in range(INFLIGHT)])
+        if len(results) < len(jobs):
+            raise EvaluationFailed(
+                f"{len(jobs) - len(results)} of {len(jobs)} evaluation requests were not answered: every generator that "
+                f"was asked is lost ({', '.join(member.name for member in members) or 'none was serving'})"
+            )
+        sampled = [
+            results[lease.id] for lease in jobs if lease.group_size == self.samples and lease.sampling.temperature
+        ]
+        greedy = [results[lease.id] for lease in jobs if not lease.sampling.temperature]
+        return EvaluationResult(
+            sampled=[group_reward(group) for group in sampled],
+            greedy=[group_reward(group) for group in greedy],
+            sampled_pass_rate=pass_rate(sampled),
+            greedy_pass_rate=pass_rate(greedy),
+            groups=sampled,
+            seconds=time.monotonic() - start,
+        )
+
+
+def scored(group: Group) -> list[Completion]:
+    return [c for c in group.completions if c.verdict.kind is not VerdictKind.INFRA_ERROR]
+
+
+def group_reward(group: Group) -> float:
+    """The mean reward of the samples whose check ran; nan when none did."""
+    rewards = [completion.verdict.reward for completion in scored(group)]
+    return float(np.mean(rewards)) if rewards else float("nan")
+
+
+def pass_rate(groups: Sequence[Group]) -> float:
+    """Raises EvaluationFailed when no check ran to its end."""
+    passes = [c.verdict.kind is VerdictKind.PASS for group in groups for c in scored(group)]
+    if not passes:
+        raise EvaluationFailed("no verdict at all: every check ended in infra_error; see logs/verification-*.jsonl")
+    return float(np.mean(passes))
+
+
+def evaluation_record(
+    label: str, step: int, started: float, result: EvaluationResult, samples: int, seed: int
+) -> EvaluationRecord:
+    now = time.time()
+    return EvaluationRecord(
+        label=label,
+        step=step,
+        time=now,
+        elapsed_seconds=now - started,
+        sampled=mean_interval(result.sampled, seed=seed),
+        greedy=mean_interval(result.greedy, seed=seed),
+        sampled_pass_rate=result.sampled_pass_rate,
+        greedy_pass_rate=result.greedy_pass_rate,
+        prompts=len(result.sampled),
+        samples=samples * len(result.sampled),
+        seconds=result.seconds,
+    )
+
+
+def gain(after: EvaluationResult, base: EvaluationResult, seed: int) -> Scores:
+    """After minus base, paired by prompt."""
+    return Scores(
+        difference_interval(base.sampled, after.sampled, seed=seed),
+        difference_interval(base.greedy, after.greedy, seed=seed),
+    )
+
+
+def sample_records(
+    label: str, step: int, groups: Sequence[Group], layout: PromptFormat, per_group: int = 1
+) -> list[SampleRecord]:
+    """Completions that a person can read, the first ones of each group."""
+    return [
+        sample_record(label, step, group.prompt, group.generator, completion, layout)
+        for group in groups
+        for completion in group.completions[:per_group]
+    ]
+
+
+def sample_record(
+    label: str, step: int, prompt: Prompt, generator: str, completion: Completion, layout: PromptFormat
+) -> SampleRecord:
+    return SampleRecord(
+        label=label,
+        step=step,
+        version=max((span.version for span in completion.spans), default=0),
+        prompt_id=prompt.id,
+        prompt=layout.text(prompt.row),
+        completion=completion.text,
+        reward=completion.verdict.reward,
+        verdict=completion.verdict.kind,
+        reason=completion.verdict.reason,
+        generator=generator,
+    )

@@ -1,0 +1,156 @@
+"""The learner as one thing: N rank actors that act together. A rank that dies ends the job, with its name."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import ray
+import structlog
+
+from headrace.cluster.members import Requirements
+from headrace.cluster.queue_actor import TakenGroup
+from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.learner.supervised import SupervisedExample
+from headrace.learner.worker import LearnerWorker, RankReport, Snapshot, StepReport, WorkerSettings
+
+log = structlog.get_logger()
+
+START_SECONDS = 900.0  # a large model's weights come from a disk or a hub
+STEP_SECONDS = 3600.0
+CLOSE_SECONDS = 10.0
+
+
+class LearnerPool:
+    """Collective calls go to every rank, in the same order; answers are rank 0's where they are the same."""
+
+    def __init__(self, settings: WorkerSettings, requirements: Requirements, threads: int) -> None:
+        self._settings = settings
+        actor = ray.remote(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
+        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+        self._ranks = [
+            actor.options(**requirements.options(), runtime_env={"env_vars": environment}).remote(settings, rank)
+            for rank in range(settings.world_size)
+        ]
+        self._reports: list[RankReport] = []
+        self._state = MemberState.STARTING
+        self.steps = 0
+        self.busy_seconds = 0.0
+
+    @property
+    def sender(self) -> Any:
+        """The rank that broadcasts weights."""
+        return self._ranks[0]
+
+    async def start(self) -> None:
+        """Load the model on every rank and connect them."""
+        self._reports = await self._all("start", deadline=START_SECONDS)
+        first = self._reports[0]
+        await self._all("setup", first.node, first.store_port, deadline=START_SECONDS)
+        self._state = MemberState.SERVING
+
+    async def train_step(self, groups: Sequence[TakenGroup], step: int) -> StepReport:
+        """One optimizer step; each rank fetches its share of the groups from the object store."""
+        shares = share_groups([group_tokens(group) for group in groups], len(self._ranks))
+        calls = [
+            rank.train_step.remote([groups[index].payload for index in share], step)
+            for rank, share in zip(self._ranks, shares, strict=True)
+        ]
+        reports: list[StepReport] = await asyncio.wait_for(asyncio.gather(*calls), STEP_SECONDS)
+        self.steps = step
+        self.busy_seconds += max(report.seconds for report in reports)
+        slowest = max(reports, key=lambda report: report.fetch_seconds)
+        return msgspec.structs.replace(reports[0], fetch_seconds=slowest.fetch_seconds)
+
+    async def supervised_step(self, examples: Sequence[SupervisedExample], learning_rate: float) -> float:
+        """One step of cross-entropy; the loss in nats a token."""
+        count = len(self._ranks)
+        calls = [
+            rank.supervised_step.remote(list(examples[index::count]), learning_rate)
+            for index, rank in enumerate(self._ranks)
+        ]
+        return (await asyncio.wait_for(asyncio.gather(*calls), STEP_SECONDS))[0]
+
+    async def finish_supervised(self) -> None:
+        await self._all("finish_supervised")
+
+    async def snapshot(self, version: int, probe_sequences: list[list[int]]) -> Snapshot:
+        """The present weights, ready to be sent as `version`."""
+        answers = await self._all("snapshot", version, probe_sequences)
+        return answers[0]
+
+    async def save(self, folder: str) -> float:
+        return max(await self._all("save", folder))
+
+    async def load(self, folder: str) -> int:
+        """The step that the checkpoint was written after."""
+        self.steps = (await self._all("load", folder))[0]
+        return self.steps
+
+    async def export(self, folder: str) -> None:
+        await self._all("export", folder)
+
+    async def close(self) -> None:
+        closing = [rank.close.remote() for rank in self._ranks]
+        outcomes = await asyncio.gather(
+            *[asyncio.wait_for(call, CLOSE_SECONDS) for call in closing], return_exceptions=True
+        )
+        for rank, outcome in enumerate(outcomes):
+            if isinstance(outcome, BaseException):
+                log.info("rank_did_not_close", rank=rank, error=repr(outcome))
+        for actor in self._ranks:
+            ray.kill(actor)
+        self._state = MemberState.GONE
+
+    async def _all(self, method: str, *arguments: Any, deadline: float = STEP_SECONDS) -> list[Any]:
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*calls), deadline)
+        except TimeoutError as error:
+            raise TimeoutError(f"the learner's {method} did not end within {deadline:.0f} s") from error
+
+    def status(self, version: int, since: float) -> list[MemberStatus]:
+        return [
+            MemberStatus(
+                name=f"learner-{rank}",
+                pool=Pool.LEARNER,
+                state=self._state,
+                version=version if self._reports else None,
+                node=self._reports[rank].node if self._reports else "",
+                pid=self._reports[rank].pid if self._reports else None,
+                since=since,
+                inflight=0,
+                done=self.steps,
+                tokens_per_second=0.0,
+                restarts=0,
+                metrics_url=self._reports[rank].metrics_url if self._reports else None,
+                note="",
+            )
+            for rank in range(len(self._ranks))
+        ]
+
+
+def group_tokens(group: TakenGroup) -> int:
+    """Tokens that the group costs the learner: none without variance, and its prompt once."""
+    numbers = group.numbers
+    return numbers.prompt_tokens + sum(numbers.completion_tokens) if numbers.has_variance else 0
+
+
+def share_groups(tokens: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of the groups for each rank, so that the ranks' tokens are close: largest first, to the lightest rank."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for index in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        lightest = min(range(ranks), key=lambda rank: (loads[rank], rank))
+        shares[lightest].append(index)
+        loads[lightest] += tokens[index]
+    return [sorted(share) for share in shares]
+
+
+def learner_threads(configured: int | None, ranks: int) -> int:
+    """Torch threads of one rank: the configured number, or the machine's cores divided by the ranks."""
+    return configured or max(1, math.floor(len(os.sched_getaffinity(0)) / ranks))

@@ -1,0 +1,144 @@
+"""Everything that can be wrong with a job, found before anything starts: data, verifier, model name, prompts' lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from headrace.cluster.base_model import check_base_model, resolve_base_model
+from headrace.cluster.config import JobConfig
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
+from headrace.learner.supervised import SupervisedExample
+from headrace.verifiers.base import Verifier, VerifierSpec
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.records import Sampling
+from headrace.verifiers.registry import build_verifier
+
+PROBE_SEQUENCES = 2
+PROBE_TOKENS = 48
+
+
+class PreparedJob(msgspec.Struct, frozen=True):
+    """A job that can start."""
+
+    job: JobConfig
+    model: str  # folder or hub id
+    layout: PromptFormat
+    verifier: Verifier
+    train: PromptSource
+    held_out: PromptSource | None
+    warm_start: list[SupervisedExample]
+    probe_sequences: list[list[int]]  # fixed, for attestation
+
+    @property
+    def sampling(self) -> Sampling:
+        rollout = self.job.rollout
+        return Sampling(
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            stop=tuple(rollout.stop),
+        )
+
+
+def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
+    """Read and check all that the job names.
+
+    Args:
+        verifier: in place of the job's own, for a reward function given as an object.
+
+    Raises:
+        UserError: the first thing found wrong, with its file and row, or its key.
+    """
+    check_base_model(job.model.base)
+    train_rows = read_rows(job.data.train, "data.train")
+    held_out_rows = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
+    warm_rows = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
+    if verifier is None:
+        reward = job.reward
+        spec = VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir)
+        try:
+            verifier = build_verifier(spec)
+        except UserError as error:
+            raise UserError(f"reward: {error}") from error
+    layout = PromptFormat(job.data.prompt_field, job.data.system, job.data.chat_template)
+    check_rows(train_rows, job.data.train, layout, verifier)
+    if held_out_rows is not None and job.data.held_out is not None:
+        check_rows(held_out_rows, job.data.held_out, layout, verifier)
+    model = resolve_base_model(job.model.base)
+    tokenizer = load_tokenizer(model, job.data.chat_template)
+    most = job.model.max_length - job.rollout.max_tokens
+    train = PromptSource(
+        train_rows, job.data.train, layout, tokenizer, most, job.job.seed if job.data.shuffle else None
+    )
+    held_out = None
+    if held_out_rows is not None and job.data.held_out is not None:
+        held_out = PromptSource(held_out_rows, job.data.held_out, layout, tokenizer, most, None)
+    return PreparedJob(
+        job=job,
+        model=model,
+        layout=layout,
+        verifier=verifier,
+        train=train,
+        held_out=held_out,
+        warm_start=warm_start_examples(job, warm_rows, layout, tokenizer),
+        probe_sequences=[
+            train.at(place).token_ids[-PROBE_TOKENS:] for place in range(min(PROBE_SEQUENCES, len(train)))
+        ],
+    )
+
+
+def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:
+    """Look at every row before the model's files are touched. Raises UserError with the row's number."""
+    for number, row in enumerate(rows, 1):
+        try:
+            layout.messages(row)
+        except ValueError as error:
+            raise UserError(f"{path}: row {number} {error}") from error
+        wrong = verifier.check_row(row)
+        if wrong:
+            raise UserError(f"{path}: row {number}: {wrong}")
+
+
+def load_tokenizer(model: str, chat_template: bool) -> PreTrainedTokenizerBase:
+    """Raises UserError when there is none, or when it has no chat template and the job wants one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.base: the tokenizer of {model!r} cannot be loaded: {reason}") from error
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"model.base: {model!r} has no chat template; set data.chat_template = false for plain prompts")
+    return tokenizer
+
+
+def warm_start_examples(
+    job: JobConfig, rows: Sequence[dict[str, Any]], layout: PromptFormat, tokenizer: PreTrainedTokenizerBase
+) -> list[SupervisedExample]:
+    """The supervised examples, each ending with the token that ends a turn.
+
+    Raises:
+        UserError: a row without a prompt or a completion, by number, or one that does not fit the context.
+    """
+    if job.warm_start is None:
+        return []
+    examples = []
+    for number, row in enumerate(rows[: job.warm_start.samples], 1):
+        place = f"{job.warm_start.data}: row {number}"
+        completion = row.get("completion")
+        if not isinstance(completion, str) or not completion:
+            raise UserError(f"{place} has no 'completion' text to learn from")
+        try:
+            prompt_ids = layout.encode(row, tokenizer)
+        except ValueError as error:
+            raise UserError(f"{place} {error}") from error
+        completion_ids = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(prompt_ids) + len(completion_ids) > job.model.max_length:
+            raise UserError(f"{place} is longer than model.max_length ({job.model.max_length} tokens)")
+        examples.append(SupervisedExample(prompt_ids, completion_ids))
+    return examples

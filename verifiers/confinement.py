@@ -136,9 +136,11 @@ def _attest() -> None:
     """Try what must fail now."""
     for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
         try:
-            socket.socket(family, socket.SOCK_STREAM)
+            socket.socket(family, socket.SOCK_STREAM).close()
         except PermissionError:
             continue
+        except OSError as error:  # the limit on descriptors, which comes after the filter
+            raise ConfinementMissing(f"a seccomp filter that holds (it let `socket` pass: {error})") from error
         raise ConfinementMissing("a seccomp filter that holds (a socket could be made under it)")
 
 

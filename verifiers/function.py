@@ -143,7 +143,7 @@ def _verdict(answer: Any) -> Verdict:
 
 
 def _is_reward(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and 0.0 <= value <= 1.0
+    return isinstance(value, numbers.Real) and 0.0 <= float(value) <= 1.0
 
 
 def _raised(error: BaseException) -> Verdict:

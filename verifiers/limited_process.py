@@ -33,7 +33,7 @@ _BOOTSTRAP = (
     "import json, sys; sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]; "
     "from headrace.verifiers.limited_child import main; main()"
 )
-_BY_THE_SAMPLE = {
+_BY_THE_SAMPLE: dict[int, str] = {
     signal.SIGPROF: "timeout",
     **dict.fromkeys((signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL), "crash"),
 }

@@ -30,15 +30,15 @@ class RewardWeights(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    format: float = Field(0.1, ge=0)
+    format: float = Field(default=0.1, ge=0)
     """It parses as a call, with no text around it that is not allowed."""
-    schema_: float = Field(0.1, ge=0, alias="schema")
+    schema_: float = Field(default=0.1, ge=0, alias="schema")
     """Share of the calls that fit their tool's schema."""
-    tool: float = Field(0.2, ge=0)
+    tool: float = Field(default=0.2, ge=0)
     """Share of the calls that name the gold tool."""
-    arguments: float = Field(0.4, ge=0)
+    arguments: float = Field(default=0.4, ge=0)
     """Share of the arguments that equal gold's; missing and extra ones count against it."""
-    exact: float = Field(0.2, ge=0)
+    exact: float = Field(default=0.2, ge=0)
     """Everything is right."""
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ class ToolCallVerifier(Verifier):
     """
 
     def __init__(self, schema_path: str | Path | None = None, **options: Any) -> None:
-        path = None if schema_path is None else str(schema_path)
+        path = str(schema_path) if isinstance(schema_path, Path) else schema_path
         parsed = parse_options(ToolCallOptions, {"schema_path": path, **options}, "tool_call")
         tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
         self._set_up(parsed, tools)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema_specifications import REGISTRY
 from referencing import Resource
 from referencing.exceptions import NoSuchResource, Unresolvable
@@ -126,7 +126,7 @@ class _Fault(msgspec.Struct, frozen=True):
 
 # In this order the first is a call's reason.
 _REASONS = ("missing_argument", "extra_argument", "wrong_type", "invalid_argument")
-_OUTCOMES = dict(zip(_REASONS, ("missing", "extra", "wrong_type", "invalid"), strict=True))
+_OUTCOMES: dict[str, str] = dict(zip(_REASONS, ("missing", "extra", "wrong_type", "invalid"), strict=True))
 
 
 def _fault(error: ValidationError, arguments: dict[str, Any]) -> _Fault:
@@ -136,8 +136,10 @@ def _fault(error: ValidationError, arguments: dict[str, Any]) -> _Fault:
         reason = "wrong_type" if _is_of_type(error) else "invalid_argument"
         return _Fault(reason, f"`{printable(str(error.path[0]), 80)}`: {message}", [str(error.path[0])])
     if error.validator == "required":
-        missing = [name for name in error.validator_value if name not in arguments]
-        return _Fault("missing_argument", message, [name for name in missing if error.message.startswith(repr(name))])
+        required = cast("list[str]", error.validator_value)
+        # One error for each argument that is missing, told apart by the message alone.
+        missing = [name for name in required if error.message.startswith(repr(name))]
+        return _Fault("missing_argument", message, missing)
     if error.validator in ("additionalProperties", "unevaluatedProperties"):
         known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
         return _Fault("extra_argument", message, [name for name in arguments if name not in known])
@@ -173,8 +175,7 @@ def _refuse_invalid_schema(schema: dict[str, Any], place: str) -> None:
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        deepest = best_match([error]) or error
-        raise UserError(f"{place}: not a JSON Schema at {deepest.json_path}: {printable(deepest.message)}") from error
+        raise UserError(f"{place}: not a JSON Schema at {error.json_path}: {printable(error.message)}") from error
     resolver = REGISTRY.resolver_with_root(Resource.from_contents(schema, default_specification=DRAFT202012))
     for reference in _references(schema):
         try:

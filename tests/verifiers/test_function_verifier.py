@@ -1,0 +1,148 @@
+import asyncio
+import pickle
+import sys
+import threading
+
+import pytest
+
+from headrace.verifiers import CallableVerifier, Sample, UserError, Verdict, VerdictKind, VerifierSpec, build_verifier
+
+SAMPLE = Sample("four", {"answer": "four"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "reward"),
+    [
+        (True, VerdictKind.PASS, 1.0),
+        (False, VerdictKind.FAIL, 0.0),
+        (1, VerdictKind.PASS, 1.0),
+        (0.25, VerdictKind.FAIL, 0.25),
+        (Verdict(VerdictKind.FAIL, 0.5, "half"), VerdictKind.FAIL, 0.5),
+    ],
+)
+def test_what_a_function_returns_is_the_reward(answer, kind, reward):
+    verdict = CallableVerifier(lambda completion, row: answer).verify(SAMPLE)
+    assert (verdict.kind, verdict.reward) == (kind, reward)
+
+
+@pytest.mark.parametrize("answer", [None, "1", 1.01, -0.1, float("nan"), [1.0], Verdict(VerdictKind.FAIL, 2.0, "x")])
+def test_what_is_no_reward_is_an_infra_error(answer):
+    verdict = CallableVerifier(lambda completion, row: answer).verify(SAMPLE)
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "bad_reward")
+
+
+def raises(completion, row):
+    raise KeyError("missing")
+
+
+async def raises_later(completion, row):
+    raise KeyError("missing")
+
+
+def exits(completion, row):
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(raises, "KeyError"), (raises_later, "KeyError"), (exits, "SystemExit")]
+)
+def test_a_function_that_fails_is_an_infra_error_that_says_where(function, name):
+    verifier = CallableVerifier(function)
+    verdict = verifier.verify(SAMPLE)
+    verifier.close()
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "exception")
+    assert verdict.details["type"] == name
+    assert "test_function_verifier.py:" in verdict.details["where"]
+
+
+def test_asynchronous_functions_run_side_by_side():
+    arrived = []
+
+    async def meet(completion, row):
+        arrived.append(row["number"])
+        while len(arrived) < 3:
+            await asyncio.sleep(0)
+        return row["number"] / 10
+
+    verifier = CallableVerifier(meet)
+    verdicts = verifier.verify_many([Sample("", {"number": number}) for number in range(3)])
+    verifier.close()
+    assert [verdict.reward for verdict in verdicts] == [0.0, 0.1, 0.2]
+
+
+async def test_an_asynchronous_function_can_be_verified_from_a_running_loop():
+    async def answer(completion, row):
+        await asyncio.sleep(0)
+        return 1.0
+
+    verifier = CallableVerifier(answer)
+    assert verifier.verify(SAMPLE).reward == 1.0
+    verifier.close()
+
+
+def test_asynchronous_calls_share_one_loop_and_closing_ends_its_thread():
+    loops = []
+
+    async def remember(completion, row):
+        loops.append(asyncio.get_running_loop())
+        return 1.0
+
+    verifier = CallableVerifier(remember)
+    verifier.verify(SAMPLE)
+    verifier.verify(SAMPLE)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "reward-function"]
+    verifier.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert loops[0] is loops[1]
+    assert loops[0].is_closed()
+
+
+@pytest.mark.parametrize("function", [lambda completion: 1.0, lambda a, b, c: 1.0, lambda: 1.0, 7])
+def test_a_function_with_other_arguments_is_refused(function):
+    with pytest.raises(UserError, match="reward function"):
+        CallableVerifier(function)
+
+
+def from_file(folder, text, function="rewards.py:score"):
+    (folder / "rewards.py").write_text(text)
+    return build_verifier(VerifierSpec(function=function, base_dir=str(folder)))
+
+
+def test_a_function_is_loaded_from_a_file_beside_the_job(tmp_path):
+    (tmp_path / "gold_words.py").write_text("WORDS = {'four'}\n")
+    verifier = from_file(
+        tmp_path, "from gold_words import WORDS\ndef score(completion, row): return completion in WORDS\n"
+    )
+    assert verifier.verify(SAMPLE).kind is VerdictKind.PASS
+
+
+def test_a_function_from_a_file_can_be_shipped_to_where_the_file_is_not(tmp_path):
+    verifier = from_file(tmp_path, "def score(completion, row): return completion == row['answer']\n")
+    payload = pickle.dumps(verifier)
+    (tmp_path / "rewards.py").unlink()
+    assert pickle.loads(payload).verify(SAMPLE).kind is VerdictKind.PASS
+
+
+def test_a_changed_file_is_loaded_anew(tmp_path):
+    first = from_file(tmp_path, "def score(completion, row): return 0.1\n")
+    second = from_file(tmp_path, "def score(completion, row): return 0.2\n")
+    assert (first.verify(SAMPLE).reward, second.verify(SAMPLE).reward) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "function", "complaint"),
+    [
+        ("", "rewards.py", "write it as `file.py:name`"),
+        ("", "none.py:score", "cannot read"),
+        ("def scores(completion, row): ...", "rewards.py:score", "did you mean `scores`"),
+        ("score = 7", "rewards.py:score", "is int, not a function"),
+        ("def score(completion): ...", "rewards.py:score", r"must take \(completion, row\)"),
+        ("x = 1\ndef score(:", "rewards.py:score", r"rewards.py:2 does not load: SyntaxError"),
+        ("x = 1\ny = 1 / 0", "rewards.py:score", r"rewards.py:2 does not load: ZeroDivisionError"),
+    ],
+)
+def test_a_file_without_the_function_is_refused_in_one_line(tmp_path, text, function, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        from_file(tmp_path, text, function)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from headrace.verifiers import ToolCallVerifier, UserError
+from headrace.verifiers.call_forms import ToolCall
+from headrace.verifiers.tool_set import ToolSet
+
+
+def tool(parameters, name="f"):
+    return [{"name": name, "parameters": parameters}]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[", "is not valid JSON"),
+        ('{"name": "f"}', "not a list"),
+        ("[]", "empty"),
+        ("[1]", "tool 1 is int"),
+        ("[{}]", "tool 1 has no `name`"),
+        ('[{"function": 1}]', "`function` is int"),
+        ('[{"name": "f", "parameters": []}]', r"tool 1 \(f\): `parameters` is list"),
+        ('[{"name": "f"}, {"name": "f"}]', r"tool 2 \(f\): a tool of that name"),
+        (json.dumps(tool({"type": "array"})), "always an `object`"),
+        (json.dumps(tool({"properties": {"a": {"type": "int"}}})), r"not a JSON Schema at \$.properties.a"),
+        (json.dumps(tool({"properties": {"a": {"pattern": "("}}})), "not a JSON Schema"),
+        (json.dumps(tool({"properties": {"a": {"$ref": "#/$defs/b"}}})), "leads nowhere"),
+        (json.dumps(tool({"$ref": "https://example.org/schema"})), "leads nowhere"),
+        (json.dumps(tool({"$schema": "http://json-schema.org/draft-07/schema#"})), r"\$schema"),
+    ],
+)
+def test_an_invalid_tools_file_is_refused_with_file_tool_and_reason(tmp_path, text, complaint):
+    path = tmp_path / "tools.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=complaint) as error:
+        ToolCallVerifier(path, sandbox=False)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_tools_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        ToolCallVerifier(tmp_path / "none.json", sandbox=False)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "reason"),
+    [
+        ({}, {"a": 1}, "extra_argument"),
+        ({"additionalProperties": True}, {"a": 1}, ""),
+        ({"additionalProperties": {"type": "string"}}, {"a": 1}, "wrong_type"),
+        ({"patternProperties": {"^a": {}}}, {"a": 1}, ""),
+        ({"allOf": [{"properties": {"a": {}}}]}, {"a": 1}, ""),
+        ({"allOf": [{"properties": {"a": {}}}]}, {"b": 1}, "extra_argument"),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"a": {"$ref": "#/$defs/x"}}}}}, {"a": {"a": {}}}, ""),
+        ({"properties": {"a": {"type": "array", "items": {"type": "integer"}}}}, {"a": [1, True]}, "wrong_type"),
+        ({"properties": {"a": {"required": ["b"]}}}, {"a": {}}, "invalid_argument"),
+        ({"properties": {"a": {"enum": [1]}}}, {"a": True}, "invalid_argument"),
+        ({"dependentRequired": {"a": ["b"]}, "properties": {"a": {}, "b": {}}}, {"a": 1}, "invalid_argument"),
+    ],
+)
+def test_arguments_are_judged_by_json_schema(parameters, arguments, reason):
+    tools = ToolSet.from_definitions(tool(parameters), "here")
+    assert tools.check(ToolCall("f", arguments)).reason == reason
+
+
+def test_a_missing_argument_goes_before_an_extra_one_and_that_before_a_type():
+    parameters = {"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["b"]}
+    tools = ToolSet.from_definitions(tool(parameters), "here")
+    check = tools.check(ToolCall("f", {"a": "x", "c": 1}))
+    assert check.reason == "missing_argument"
+    assert check.arguments == {"b": "missing", "c": "extra", "a": "wrong_type"}
+    assert tools.check(ToolCall("f", {"a": "x", "b": 1, "c": 1})).reason == "extra_argument"
+
+
+def test_an_unknown_tool_is_told_its_nearest_neighbour():
+    tools = ToolSet.from_definitions(tool({}, name="book_table"), "here")
+    assert "`book_table`" in tools.check(ToolCall("book_tabel", {})).message
+
+
+def test_formats_bind_only_where_asked():
+    definitions = tool({"properties": {"day": {"format": "date"}}})
+    call = ToolCall("f", {"day": "tomorrow"})
+    assert ToolSet.from_definitions(definitions, "here").check(call).reason == "invalid_argument"
+    assert ToolSet.from_definitions(definitions, "here", check_formats=False).check(call).reason == ""

@@ -153,9 +153,9 @@ def test_lock_satisfies_pyproject(target: str) -> None:
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: locked {version}"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_lock_is_hashed_and_names_no_path_or_host(target: str) -> None:
-    for line in LOCKS[target].read_text().splitlines():
+@pytest.mark.parametrize("lock", [*LOCKS.values(), ROOT / "benchmarks" / "trl.lock"], ids=lambda lock: lock.name)
+def test_lock_is_hashed_and_names_no_path_or_host(lock: Path) -> None:
+    for line in lock.read_text().splitlines():
         # A pin, perhaps with a marker; or a hash below it.
         assert re.fullmatch(
             r"[A-Za-z0-9._-]+==[^\s/@]+( ; [^/]+)? \\| {4}--hash=sha256:[0-9a-f]{64}( \\)?|#[^/]*", line

@@ -25,7 +25,8 @@ FILES = ("train.jsonl", "held_out.jsonl", "warm_start.jsonl")
 
 def load_generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("booking_generate", BOOKING / "generate.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -187,7 +188,7 @@ def test_demonstrations_read_as_training_wordings_only() -> None:
 
 def test_wordings_are_used() -> None:
     assert {row["template"] for row in rows("train.jsonl")} == set(wordings_of("train"))
-    assert len({row["template"] for row in rows("held_out.jsonl")}) > 0.9 * len(wordings_of("held_out"))
+    assert len({row["template"] for row in rows("held_out.jsonl")}) >= 0.9 * len(wordings_of("held_out"))
 
 
 def test_what_a_caller_takes_back_is_not_in_the_call() -> None:
@@ -229,8 +230,8 @@ def read_time(text: str) -> str:
         hour, afternoon = generator.NUMBERS.index(match[3]), match[4] != "morning"
         minute = {None: 0, "half": 30, "quarter": 15}[match[1]]
         if match[2] == "to":
+            # No wrap of the half day: "quarter to one in the afternoon" is 12:45, and nothing is open at midnight.
             hour, minute = (hour - 1) or 12, 60 - minute
-            # "quarter to twelve in the morning" and "quarter to one in the afternoon" keep their half of the day.
     return f"{hour % 12 + 12 * afternoon:02}:{minute:02}"
 
 

@@ -25,15 +25,17 @@ def check(config: dict[str, Any]) -> None:
     assert config.keys() <= {"global", "scrape_configs"}
     (scrape,) = config["scrape_configs"]
     assert scrape.keys() == {
-        *("job_name", "honor_labels", "http_sd_configs", "relabel_configs", "metric_relabel_configs")
+        *("job_name", "honor_labels", "authorization"),
+        *("http_sd_configs", "relabel_configs", "metric_relabel_configs"),
     }
     assert scrape["honor_labels"] is True
     (discovery,) = scrape["http_sd_configs"]
     assert discovery.keys() == {"url", "refresh_interval", "authorization"}
     assert urlsplit(discovery["url"]).path == "/sd"
-    # The token is in a file of its own: this one is committed.
-    assert discovery["authorization"].keys() == {"type", "credentials_file"}
-    assert discovery["authorization"]["type"] == "Bearer"
+    # The controller asks for its token everywhere. It is in a file of its own: this one is committed.
+    for authorization in (discovery["authorization"], scrape["authorization"]):
+        assert authorization.keys() == {"type", "credentials_file"}
+        assert authorization["type"] == "Bearer"
     for duration in (config["global"]["scrape_interval"], discovery["refresh_interval"]):
         match = SECONDS.fullmatch(duration)
         assert match and 1 <= int(match[1]) <= 60
@@ -84,6 +86,7 @@ def test_discovery_asks_the_service_of_the_manifest(config: dict[str, Any]) -> N
         (("honor_labels",), False),
         (("http_sd_configs", 0, "url"), "http://headrace-controller:9400/metrics"),
         (("http_sd_configs", 0, "authorization"), {"type": "Bearer", "credentials": "secret"}),
+        (("authorization",), {"type": "Bearer", "credentials": "secret"}),
         (("http_sd_configs", 0, "refresh_intervall"), "10s"),
         (("metric_relabel_configs", 0, "regex"), "headrace_.*"),
         (("metric_relabel_configs", 1, "replacement"), "vllm_$1"),

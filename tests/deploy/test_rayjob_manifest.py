@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +14,10 @@ import pytest
 import yaml
 
 from headrace.cluster.config import JobConfig
+from headrace.cluster.placement import Node, bundles, check_fits
+from headrace.cluster.placement import custom_resources as custom_resources_of
 from headrace.cluster.run_records import Pool
+from headrace.verifiers.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.33"
@@ -97,7 +99,7 @@ def test_rayjob_has_what_kuberay_asks_for() -> None:
 def test_each_pool_has_a_group_with_its_own_resource() -> None:
     assert set(GROUPS) == {str(pool) for pool in Pool}
     for name, group in GROUPS.items():
-        assert set(custom_resources(group)) == {f"headrace_{name}"}
+        assert custom_resources(group) == {f"headrace_{name}": 1}
 
 
 def test_ray_and_image_are_those_of_the_project() -> None:
@@ -184,19 +186,31 @@ def test_example_job_is_valid_and_its_files_are_in_the_config_map(job: JobConfig
         assert scores == [1.0, 0.5, 0.0]
 
 
+@pytest.fixture(scope="module")
+def nodes() -> list[Node]:
+    """What Ray sees of the manifest's pods."""
+    counts = {"head": 1} | {name: group["replicas"] for name, group in GROUPS.items()}
+    return [Node(f"{name}-{index}", ray_resources(name)) for name, count in counts.items() for index in range(count)]
+
+
+def ray_resources(name: str) -> dict[str, float]:
+    limits = container(name)["resources"]["limits"]
+    own = custom_resources(GROUPS[name]) if name in GROUPS else {}
+    return {"CPU": quantity(limits["cpu"]), "GPU": quantity(limits.get("nvidia.com/gpu", 0)), **own}
+
+
+def test_example_job_fits_and_every_pool_stays_on_its_group(job: JobConfig, nodes: list[Node]) -> None:
+    wanted = bundles(job, custom_resources_of(nodes))
+    check_fits(wanted, nodes)
+    for bundle in wanted:
+        assert {name for name in bundle.resources if name.startswith("headrace_")} == {f"headrace_{bundle.pool}"}
+
+
 @pytest.mark.parametrize("pool", list(Pool))
-def test_example_job_fits_the_group(job: JobConfig, pool: Pool) -> None:
-    wants = {
-        Pool.ROLLOUT: (job.rollout.generators, job.rollout.cpus, job.rollout.gpus),
-        Pool.VERIFICATION: (job.verification.workers, job.verification.cpus, 0.0),
-        Pool.LEARNER: (job.learner.ranks, job.learner.cpus, job.learner.gpus),
-    }
-    members, cpus, gpus = wants[pool]
-    limits = container(pool)["resources"]["limits"]
-    a_pod = custom_resources(GROUPS[pool])[f"headrace_{pool}"]
-    assert a_pod * cpus <= quantity(limits["cpu"])
-    assert a_pod * gpus == quantity(limits.get("nvidia.com/gpu", 0))
-    assert math.ceil(members / a_pod) <= GROUPS[pool]["replicas"]
+def test_a_group_of_fewer_pods_is_too_small(job: JobConfig, nodes: list[Node], pool: Pool) -> None:
+    fewer = [node for node in nodes if node.name != f"{pool}-0"]
+    with pytest.raises(UserError, match=pool):
+        check_fits(bundles(job, custom_resources_of(nodes)), fewer)
 
 
 def test_controller_is_reached_under_a_name_that_stays(job: JobConfig) -> None:

@@ -277,6 +277,7 @@ def group_numbers(group: Group) -> GroupNumbers:
             else c.verdict.reward
             for c in group.completions
         ],
+        passed=sum(completion.verdict.kind is VerdictKind.PASS for completion in group.completions),
         stop_reasons=[completion.stop_reason for completion in group.completions],
         generate_seconds=max(completion.generate_seconds for completion in group.completions),
         verify_seconds=max(completion.verify_seconds for completion in group.completions),

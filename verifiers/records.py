@@ -132,6 +132,7 @@ class GroupNumbers(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: list[int]  # [group_size]
     rewards: list[float]  # [group_size]; nan where the verdict is infra_error
+    passed: int  # samples whose verdict is pass
     stop_reasons: list[StopReason]  # [group_size]
     generate_seconds: float
     verify_seconds: float

@@ -1,0 +1,103 @@
+"""The `headrace` command. Wrong input is one line on stderr and exit status 2; a run that fails is exit status 1."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import structlog
+import typer
+from ray.exceptions import RayError
+from rich.console import Console
+
+from headrace.cluster.controller import StalledError
+from headrace.cluster.display import render_status
+from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
+from headrace.cluster.evaluation import EvaluationFailed
+from headrace.cluster.export import export_run
+from headrace.cluster.job_file import dump_job, load_job
+from headrace.cluster.pool import PoolFailed, first_line
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.trainer import run_job
+from headrace.verifiers.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+log = structlog.get_logger()
+
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder, such as runs/demo.")]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    job: Annotated[Path, typer.Argument(help="The job file (TOML).")],
+    resume: Annotated[bool, typer.Option(help="Take up the run in the job's run folder.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Print the job with every value, and stop.")] = False,
+) -> None:
+    """Train. Any value of the job can be given here as well: --learner.learning-rate 1e-5."""
+    config = load_job(job, context.args)
+    if print_config:
+        sys.stdout.write(dump_job(config))
+        return
+    run_job(config, resume=resume)
+
+
+@app.command()
+def status(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Show a live run: members, states, weight versions, rates, queue."""
+    answer = asyncio.run(ask(RunFolder(run).read_controller(ControllerAddress), "GET", "/status"))
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    else:
+        Console().print(render_status(answer, time.time()))
+
+
+@app.command()
+def scale(
+    run: RunArgument,
+    rollout: Annotated[int | None, typer.Option(min=1, help="Generators.")] = None,
+    verification: Annotated[int | None, typer.Option(min=1, help="Verification workers.")] = None,
+) -> None:
+    """Change the number of members of a live run's pools; what is too many finishes its work first."""
+    if rollout is None and verification is None:
+        raise UserError("scale: give --rollout N, --verification N, or both")
+    request = msgspec.json.encode(ScaleRequest(rollout, verification))
+    answer = asyncio.run(ask(RunFolder(run).read_controller(ControllerAddress), "POST", "/scale", request))
+    Console().print(render_status(answer, time.time()))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+) -> None:
+    """Write a run's newest checkpoint as a Hugging Face folder, for transformers and vLLM."""
+    step = export_run(RunFolder(run), output)
+    Console().print(f"wrote the weights of step {step} to {output}", highlight=False)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"headrace: {error}\n")
+        sys.exit(2)
+    except (PoolFailed, StalledError, EvaluationFailed, RayError, TimeoutError) as error:
+        log.error("run_failed", exc_info=True)
+        sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {first_line(error)}\n")
+        sys.exit(1)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.stderr.write("headrace: stopped\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The training loop, in the order in which things happen: start, evaluate, warm start, then step by step
+
+    take a batch -> learn -> commit -> snapshot -> publish (beside the next step) -> record -> checkpoint
+
+and at the end evaluate, export, sum up. Everything that can take long says so through `_phase`, which the display shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import ray
+import structlog
+
+from headrace.cluster import evaluation
+from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
+from headrace.cluster.evaluation import EvaluationResult, Evaluator
+from headrace.cluster.fleet import Fleet
+from headrace.cluster.preparation import PreparedJob
+from headrace.cluster.publisher import PublishReport
+from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
+from headrace.cluster.rollout_queue import Ledger, QueuePlan
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.step_record import StepTimes, step_record
+from headrace.learner.worker import StepReport
+from headrace.verifiers.records import Group, decode
+
+log = structlog.get_logger()
+
+BASE_VERSION = -1  # the base model's weights, when a warm start comes before version 0
+POLL_SECONDS = 1.0  # between looks at the queue; a stop request waits no longer than that
+SAMPLES_PER_STEP = 2  # groups of which a step keeps one completion for samples.jsonl
+
+
+class Stopped(Exception):
+    """The user asked the run to stop; what is done is saved."""
+
+
+class StalledError(Exception):
+    """Nothing came within the deadline; the message says what was waited for."""
+
+
+class Controller:
+    """One run. `run` does all of it; `request_stop` ends it in order, at the next point where nothing is lost."""
+
+    def __init__(self, prepared: PreparedJob, fleet: Fleet, folder: RunFolder, recorder: RunRecorder) -> None:
+        self._prepared = prepared
+        self._job = prepared.job
+        self._fleet = fleet
+        self._folder = folder
+        self._recorder = recorder
+        self._checkpoints = CheckpointStore(folder.checkpoints, self._job.checkpoint.keep)
+        self._evaluator = self._make_evaluator()
+        self._results: dict[str, EvaluationResult] = {}
+        self._stop = asyncio.Event()
+        self._step = 0
+        self._saved_step = 0
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    def _make_evaluator(self) -> Evaluator | None:
+        prepared, settings = self._prepared, self._job.evaluation
+        if prepared.held_out is None:
+            return None
+        return Evaluator(prepared.held_out, settings.prompts, settings.samples, prepared.sampling)
+
+    async def run(self) -> None:
+        """From nothing, or from a checkpoint, to the exported model.
+
+        Raises:
+            Stopped: on request.
+            PoolFailed, StalledError, EvaluationFailed, RayError: the run cannot go on; the message says why.
+        """
+        checkpoint = self._checkpoints.newest()
+        await self._start(None if checkpoint is None else str(checkpoint.learner))
+        ledger = None
+        if checkpoint is None:
+            await self._begin()
+        else:
+            ledger = checkpoint.state.ledger
+            self._step = self._saved_step = checkpoint.state.step
+            self._results = self._recorder.load_results()
+        async with self._queue(ledger):
+            await self._learn()
+        await self._finish()
+
+    async def _start(self, checkpoint: str | None) -> None:
+        rollout, learner = self._job.rollout, self._job.learner
+        with self._phase(f"starting {rollout.generators} generator(s) and {learner.ranks} learner rank(s)"):
+            await self._until(self._fleet.start())
+            if checkpoint is not None:
+                step = await self._until(self._fleet.learner.load(checkpoint))
+                self._recorder.event(f"resumed from the checkpoint of step {step}")
+            version = self._fleet.learner.steps if checkpoint else (BASE_VERSION if self._prepared.warm_start else 0)
+            await self._until(self._fleet.hold_snapshot(version))
+        with self._phase("waiting for the generators to receive and attest the first weights"):
+            await self._until(self._fleet.wait_serving())
+
+    async def _begin(self) -> None:
+        """What comes before the first step: the base model's score, and the warm start."""
+        await self._evaluate("before")
+        if self._prepared.warm_start:
+            await self._warm_start()
+            await self._evaluate("warm")
+
+    async def _warm_start(self) -> None:
+        settings = self._job.warm_start
+        if settings is None:
+            raise RuntimeError("no [warm_start] section")
+        examples = self._prepared.warm_start
+        batches = math.ceil(len(examples) / settings.batch_size)
+        for epoch in range(settings.epochs):
+            for index in range(batches):
+                batch = examples[index * settings.batch_size : (index + 1) * settings.batch_size]
+                what = f"warm start on {len(examples)} examples: epoch {epoch + 1}/{settings.epochs}, batch {index + 1}"
+                with self._phase(f"{what}/{batches}"):
+                    loss = await self._until(self._fleet.learner.supervised_step(batch, settings.learning_rate))
+            self._recorder.event(f"warm start: epoch {epoch + 1}/{settings.epochs}, loss {loss:.3f} nats a token")
+        with self._phase("publishing the warm-started weights"):
+            await self._fleet.learner.finish_supervised()
+            await self._fleet.hold_snapshot(0)
+            await self._until(self._publish())
+
+    @asynccontextmanager
+    async def _queue(self, ledger: Ledger | None) -> AsyncIterator[None]:
+        job, prepared = self._job, self._prepared
+        plan = QueuePlan(
+            group_size=job.algorithm.group_size,
+            groups_per_step=job.algorithm.groups_per_step,
+            max_staleness=job.rollout.max_staleness,
+            sampling=prepared.sampling,
+            lease_seconds=job.rollout.lease_seconds,
+            drop_uniform=job.algorithm.dynamic_sampling,
+        )
+        actor = ray.remote(max_restarts=0, max_concurrency=100, num_cpus=0)(QueueActor)
+        queue = actor.remote(job.job.name, prepared.train, plan, ledger, self._recorder.log_dir)
+        self._recorder.queue = queue
+        try:
+            await self._fleet.attach_queue(queue)
+            yield
+            await queue.stop_leasing.remote()
+        finally:
+            self._recorder.queue = None
+            self._fleet.queue = None
+            ray.kill(queue)
+
+    async def _learn(self) -> None:
+        """Step by step to the end."""
+        publishing: asyncio.Task[PublishReport] | None = None
+        turns = takes_turns(self._prepared)
+        try:
+            while self._step < self._job.job.steps:
+                times = StepTimes.start(await self._fleet.busy_seconds())
+                with self._phase(f"waiting for the {self._job.algorithm.groups_per_step} groups of step {self._step + 1}"):
+                    batch = await self._take()
+                times.mark("wait")
+                if turns:
+                    await self._fleet.pause_generators()
+                report = await self._train(batch)
+                times.add_learner(report)
+                if publishing is not None:
+                    with self._phase(f"waiting for version {self._step - 1} to reach the generators"):
+                        times.sync = await self._until(publishing)
+                times.snapshot_seconds = await self._fleet.hold_snapshot(self._step)
+                publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
+                if turns:
+                    with self._phase(f"publishing version {self._step}"):
+                        times.sync, publishing = await self._until(publishing), None
+                    await self._fleet.resume_generators()
+                await self._record(batch, report, times)
+                await self._after_step()
+            await self._save()
+        except Stopped:
+            await self._save()
+            raise
+        finally:
+            if publishing is not None:
+                await self._settle(publishing)
+
+    async def _settle(self, publishing: asyncio.Task[PublishReport]) -> None:
+        """The last version's way to the generators ends before they are used or closed."""
+        with self._phase(f"waiting for version {self._step} to reach the generators"):
+            await publishing
+
+    async def _take(self) -> Batch:
+        """The groups of the next step. Raises Stopped, StalledError, or what ended a pool."""
+        deadline = time.monotonic() + 2 * self._job.rollout.lease_seconds
+        queue = self._fleet.queue
+        while True:
+            try:
+                return await self._until(queue.take.remote(POLL_SECONDS))
+            except TakeTimeout as error:
+                if self._stop.is_set():
+                    raise Stopped from error
+                if time.monotonic() > deadline:
+                    raise StalledError(
+                        f"no batch for step {self._step + 1} within twice rollout.lease_seconds: {error}"
+                    ) from error
+
+    async def _train(self, batch: Batch) -> StepReport:
+        step = self._step + 1
+        groups = sum(group.numbers.has_variance for group in batch.groups)
+        with self._phase(f"step {step}: learning from {groups} group(s) with variance of {len(batch.groups)}"):
+            report = await self._until(self._fleet.learner.train_step(batch.groups, step))
+            self._recorder.append_ledger(await self._fleet.queue.commit.remote(step))
+        self._step = step
+        return report
+
+    async def _publish(self) -> PublishReport:
+        report = await self._fleet.publish()
+        self._recorder.published(report)
+        return report
+
+    async def _record(self, batch: Batch, report: StepReport, times: StepTimes) -> None:
+        times.finish(await self._fleet.busy_seconds())
+        record = step_record(self._step, batch, report, times, self._recorder.elapsed_seconds)
+        payloads = [group.payload for group in batch.groups[:SAMPLES_PER_STEP]]
+        groups = [decode(payload, Group) for payload in await asyncio.gather(*payloads)]
+        samples = evaluation.sample_records("train", self._step, groups, self._prepared.layout)
+        self._recorder.step(record, samples)
+
+    async def _after_step(self) -> None:
+        last = self._step == self._job.job.steps
+        every = self._job.evaluation.every
+        if every and self._step % every == 0 and not last:
+            await self._evaluate(f"step {self._step}")
+        if self._job.checkpoint.every and self._step % self._job.checkpoint.every == 0 and not last:
+            await self._save()
+        if self._stop.is_set() and not last:
+            raise Stopped
+
+    async def _save(self) -> None:
+        """A checkpoint of the present step, unless there is one."""
+        if self._step == self._saved_step:
+            return
+        with self._phase(f"writing the checkpoint of step {self._step}"):
+            ledger = await self._fleet.queue.ledger.remote()
+            seconds = await self._fleet.learner.save(str(self._checkpoints.begin(self._step)))
+            self._checkpoints.complete(CheckpointState(self._step, self._recorder.elapsed_seconds, ledger))
+        self._saved_step = self._step
+        self._recorder.event(f"checkpoint of step {self._step} written in {seconds:.1f} s")
+
+    async def _evaluate(self, label: str) -> None:
+        if self._evaluator is None:
+            return
+        with self._phase(f"evaluating on {len(self._evaluator.prompts)} held-out prompts ({label})") as what:
+
+            def progress(done: int, total: int) -> None:
+                self._recorder.set_phase(f"{what}: {done}/{total} requests", restart=False)
+
+            result = await self._until(self._evaluator.run(self._fleet.rollout.serving, progress))
+        self._results[label] = result
+        self._recorder.evaluated(label, self._step, result, self._evaluator.samples)
+
+    async def _finish(self) -> None:
+        await self._evaluate("after")
+        with self._phase("exporting the model"):
+            await self._until(self._fleet.learner.export(str(self._folder.model)))
+        self._recorder.finish(self._results, self._step, str(self._folder.model))
+
+    @contextmanager
+    def _phase(self, what: str) -> Iterator[str]:
+        self._recorder.set_phase(what)
+        yield what
+
+    async def _until(self, work):
+        """Await `work`, but end with the pool's own error if a pool fails meanwhile."""
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=POLL_SECONDS)
+                if done:
+                    return task.result()
+                self._fleet.raise_failure()
+        finally:
+            task.cancel()
+
+
+def takes_turns(prepared: PreparedJob) -> bool:
+    """Whether generators stand still while the learner steps: by the job, or where both live on the same cores."""
+    wanted = prepared.job.placement.take_turns
+    if wanted == "auto":
+        alive = sum(node["Alive"] for node in ray.nodes())
+        return alive == 1 and prepared.job.rollout.gpus == 0 and prepared.job.learner.gpus == 0
+    return wanted

@@ -1,0 +1,46 @@
+"""From a checkpoint to a Hugging Face folder, without a cluster: one learner rank in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.actors.weight_sync.transport import free_port
+from headrace.cluster.base_model import resolve_base_model
+from headrace.cluster.checkpoint import CheckpointStore
+from headrace.cluster.job_file import load_job
+from headrace.cluster.run_folder import RunFolder
+from headrace.learner.rank import LearnerRank
+from headrace.learner.settings import LearnerSettings
+from headrace.verifiers.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+def export_run(run: RunFolder, output: Path) -> int:
+    """Write the newest checkpoint of `run` to `output`; the step that it was written after.
+
+    Raises:
+        UserError: there is no run, no checkpoint, or `output` exists.
+    """
+    if not run.job.exists():
+        raise UserError(f"{run.path}: holds no run (there is no job.toml)")
+    if output.exists():
+        raise UserError(f"{output}: exists already; name a folder that does not")
+    job = load_job(run.job)
+    checkpoint = CheckpointStore(run.checkpoints, job.checkpoint.keep).newest()
+    if checkpoint is None:
+        raise UserError(f"{run.path}: has no complete checkpoint yet")
+    rank = LearnerRank(
+        LearnerSettings(
+            model=resolve_base_model(job.model.base), total_steps=job.job.steps, serving_dtype=job.rollout.dtype
+        ),
+        rank=0,
+        world_size=1,
+    )
+    rank.setup(LOOPBACK, free_port(LOOPBACK))
+    try:
+        step = rank.load(checkpoint.learner)
+        rank.export(output)
+    finally:
+        rank.close()
+    return step

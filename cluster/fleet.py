@@ -1,0 +1,218 @@
+"""The three pools of a run and what connects them: who serves is told to the queue and to the generators as it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import structlog
+from ray.exceptions import RayError
+
+from headrace.actors.engine import EngineSettings
+from headrace.actors.generator import GeneratorSettings
+from headrace.cluster.learner_pool import LearnerPool, learner_threads
+from headrace.cluster.members import GeneratorKind, Requirements, VerificationKind
+from headrace.cluster.placement import member_resources
+from headrace.cluster.pool import ElasticPool, Member
+from headrace.cluster.preparation import PreparedJob
+from headrace.cluster.publisher import PublishReport, WeightPublisher
+from headrace.cluster.queue_actor import GeneratorEntry
+from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.learner.settings import LearnerSettings
+from headrace.learner.worker import WorkerSettings
+
+log = structlog.get_logger()
+
+START_SECONDS = 1800.0
+CALL_SECONDS = 60.0
+VLLM_ENGINE = "headrace.actors.vllm_engine:VllmEngine"
+
+
+class Fleet:
+    """Starts, connects, watches and ends the pools."""
+
+    def __init__(
+        self,
+        prepared: PreparedJob,
+        custom: frozenset[str],
+        log_dir: str | None,
+        engine_class: str = VLLM_ENGINE,
+    ) -> None:
+        job = self._job = prepared.job
+        self.started = time.time()
+        self._probe_sequences = prepared.probe_sequences
+        self.queue: Any = None  # actor handle, once there is something to lease
+        self.publisher = WeightPublisher(
+            workers_per_member=job.rollout.tensor_parallel_size,
+            timeout_seconds=job.weight_sync.timeout_seconds,
+            probe_sequences=prepared.probe_sequences,
+            probe_tolerance=job.weight_sync.probe_tolerance,
+            clear_cache=job.weight_sync.clear_cache,
+        )
+        self._generators = GeneratorKind(
+            generator_settings(prepared, log_dir, engine_class),
+            Requirements(member_resources(job, Pool.ROLLOUT, custom)),
+            job.rollout.inflight_groups,
+            job.algorithm.group_size,
+        )
+        self._generators.publisher = self.publisher
+        self.rollout = ElasticPool(self._generators, self._rollout_changed)
+        self.verification = ElasticPool(
+            VerificationKind(
+                job.job.name,
+                job.metrics.host,
+                prepared.verifier,
+                Requirements(member_resources(job, Pool.VERIFICATION, custom)),
+                log_dir,
+            ),
+            self._verification_changed,
+        )
+        self._generators.workers = self.verification
+        self.learner = LearnerPool(
+            learner_worker_settings(prepared, log_dir),
+            Requirements(member_resources(job, Pool.LEARNER, custom)),
+            learner_threads(job.learner.threads, job.learner.ranks),
+        )
+        self.publisher.sender = self.learner.sender
+
+    async def start(self) -> None:
+        """All pools side by side; returns when the learner is up. The generators follow once they have its weights."""
+        await self.verification.scale(self._job.verification.workers)
+        await self.rollout.scale(self._job.rollout.generators)
+        await self.learner.start()
+
+    async def wait_serving(self) -> None:
+        """Until every member of the two elastic pools serves."""
+        await self.verification.wait_serving(self.verification.target, START_SECONDS)
+        await self.rollout.wait_serving(self.rollout.target, START_SECONDS)
+
+    async def hold_snapshot(self, version: int) -> float:
+        """Make the learner's present weights the newest version; the seconds that the learner spent on it."""
+        snapshot = await self.publisher.hold(lambda: self.learner.snapshot(version, self._probe_sequences))
+        return snapshot.seconds
+
+    async def publish(self) -> PublishReport:
+        """Bring the serving generators to the newest version, and let the queue know."""
+        report = await self.publisher.publish(self.rollout.serving)
+        await self._rollout_changed()
+        return report
+
+    async def attach_queue(self, queue: Any) -> None:
+        self.queue = queue
+        await self._rollout_changed()
+
+    async def _rollout_changed(self) -> None:
+        if self.queue is None:
+            return
+        entries = {
+            member.name: GeneratorEntry(member.handle, member.version, self._generators.inflight[member.name])
+            for member in self.rollout.serving
+            if member.version is not None and not member.failed.done()
+        }
+        await self.queue.set_generators.remote(entries)
+
+    async def _verification_changed(self) -> None:
+        workers = {member.name: member.handle for member in self.verification.serving}
+        for member in self.rollout.members.values():
+            if member.state in (MemberState.SYNCING, MemberState.ATTESTED, MemberState.SERVING, MemberState.DRAINING):
+                await self._tell(member, member.handle.set_workers.remote(workers))
+
+    async def pause_generators(self) -> None:
+        """Freeze every request where it is: the learner gets the cores."""
+        await asyncio.gather(*[self._tell(m, m.handle.pause.remote()) for m in self.rollout.serving])
+
+    async def resume_generators(self) -> None:
+        await asyncio.gather(*[self._tell(m, m.handle.resume.remote()) for m in self.rollout.serving])
+
+    async def _tell(self, member: Member, call: Any) -> None:
+        """A call whose failure is the member's end, and not ours."""
+        try:
+            await asyncio.wait_for(call, CALL_SECONDS)
+        except (RayError, TimeoutError) as error:
+            member.fail(f"{type(error).__name__} in a control call")
+
+    def raise_failure(self) -> None:
+        """Raise what ended a pool, if anything did."""
+        self.rollout.raise_failure()
+        self.verification.raise_failure()
+
+    def member_statuses(self) -> list[MemberStatus]:
+        elastic = [m.status(p.pool) for p in (self.rollout, self.verification) for m in p.members.values()]
+        return elastic + self.learner.status(self.publisher.version, self.started)
+
+    async def busy_seconds(self) -> dict[str, float]:
+        """Seconds that each pool has worked since its start, averaged over its serving members."""
+        averages = {Pool.LEARNER.value: self.learner.busy_seconds}
+        for pool in (self.rollout, self.verification):
+            members = pool.serving
+            await asyncio.gather(*[self._tell(member, pool.kind.check(member)) for member in members])
+            averages[pool.pool.value] = sum(m.busy_seconds for m in members) / max(1, len(members))
+        return averages
+
+    async def close(self) -> None:
+        """End everything, generators first: their engines are processes of their own."""
+        await asyncio.gather(self.rollout.close(), self.verification.close(), self.learner.close())
+
+
+def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class: str) -> GeneratorSettings:
+    job = prepared.job
+    return GeneratorSettings(
+        run=job.job.name,
+        name="",
+        host=job.metrics.host,
+        engine=EngineSettings(
+            model=prepared.model,
+            max_length=job.model.max_length,
+            dtype=job.rollout.dtype,
+            seed=job.job.seed,
+            tensor_parallel_size=job.rollout.tensor_parallel_size,
+            threads=job.rollout.threads,
+            kv_cache_bytes=job.rollout.kv_cache_bytes or 2**30,
+            on_gpu=job.rollout.gpus > 0,
+            weight_sync_backend=job.weight_sync.backend,
+            options=job.rollout.engine,
+        ),
+        verify_timeout_seconds=job.verification.timeout_seconds,
+        verify_attempts=job.verification.attempts,
+        log_dir=log_dir,
+        engine_class=engine_class,
+    )
+
+
+def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> WorkerSettings:
+    job = prepared.job
+    on_gpu = job.learner.gpus > 0
+    algorithm, learner = job.algorithm, job.learner
+    return WorkerSettings(
+        run=job.job.name,
+        host=job.metrics.host,
+        learner=LearnerSettings(
+            model=prepared.model,
+            total_steps=job.job.steps,
+            seed=job.job.seed,
+            device="cuda" if on_gpu else "cpu",
+            normalize_advantages=algorithm.normalize_advantages,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            kl_coef=algorithm.kl_coef,
+            tis_cap=algorithm.tis_cap,
+            learning_rate=learner.learning_rate,
+            schedule=learner.schedule,
+            warmup_steps=learner.warmup_steps,
+            weight_decay=learner.weight_decay,
+            betas=learner.betas,
+            grad_clip=learner.grad_clip,
+            dtype=learner.dtype,
+            serving_dtype=job.rollout.dtype,
+            max_tokens_per_pack=learner.max_tokens_per_pack,
+            head_chunk_tokens=learner.head_chunk_tokens,
+            activation_checkpointing=learner.activation_checkpointing,
+            threads=None if on_gpu else learner_threads(learner.threads, learner.ranks),
+        ),
+        world_size=learner.ranks,
+        serving_dtype=job.rollout.dtype,
+        sync_backend="nccl" if on_gpu and job.rollout.gpus > 0 else "gloo",
+        sync_timeout_seconds=job.weight_sync.timeout_seconds,
+        log_dir=log_dir,
+    )

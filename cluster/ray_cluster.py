@@ -1,0 +1,64 @@
+"""The Ray cluster that a run uses: the one that `RAY_ADDRESS` names, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import ray
+
+from headrace.cluster.config import JobConfig
+from headrace.cluster.placement import bundles, check_fits, custom_resources, ray_nodes
+from headrace.verifiers.errors import UserError
+
+OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
+
+
+class ClusterInfo(msgspec.Struct, frozen=True):
+    is_local: bool
+    custom: frozenset[str]  # custom resources
+
+
+@contextmanager
+def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
+    """Connect, or start a cluster; leave it, or end it, at the end.
+
+    Raises:
+        UserError: the cluster cannot be reached, or the job does not fit it.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    # A worker that dies takes the processes that it started with it: an engine is three of them.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    scratch = None
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            # Short: sockets lie in it, and their paths may have 107 bytes.
+            scratch = tempfile.mkdtemp(prefix="headrace-")
+            ray.init(
+                num_cpus=job.placement.local_cpus or max(8, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=scratch,
+            )
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}" if address else f"Ray: {error}") from error
+    try:
+        nodes = ray_nodes(ray.nodes())
+        custom = custom_resources(nodes)
+        check_fits(bundles(job, custom), nodes)
+        yield ClusterInfo(is_local=scratch is not None, custom=custom)
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)

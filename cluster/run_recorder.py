@@ -1,0 +1,194 @@
+"""What a run tells: the only writer of its files, its display and its metrics. Holds the state that `status` shows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from ray.exceptions import RayError
+
+from headrace.cluster import metrics
+from headrace.cluster.config import JobConfig
+from headrace.cluster.display import Display
+from headrace.cluster.evaluation import EvaluationResult, evaluation_record, gain, sample_records
+from headrace.cluster.fleet import Fleet
+from headrace.cluster.memory import tree_pss_bytes
+from headrace.cluster.prompt_source import PromptFormat
+from headrace.cluster.publisher import PublishReport
+from headrace.cluster.report import write_report
+from headrace.cluster.rollout_queue import CommitRecord
+from headrace.cluster.run_folder import RunFolder, atomic_write
+from headrace.cluster.run_records import (
+    EvaluationRecord,
+    GroupCounts,
+    QueueStatus,
+    RunStatus,
+    SampleRecord,
+    Scores,
+    StepRecord,
+    Summary,
+)
+
+log = structlog.get_logger()
+
+TICK_SECONDS = 0.5
+MEMORY_SECONDS = 3.0
+QUEUE_SECONDS = 5.0  # for the queue to say how it is
+
+
+class RunRecorder:
+    """One per run, in the controller's event loop."""
+
+    def __init__(
+        self, job: JobConfig, folder: RunFolder, display: Display, layout: PromptFormat, log_dir: str | None
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._display = display
+        self._layout = layout
+        self.log_dir = log_dir
+        self.telemetry = metrics.controller_telemetry(job.job.name)
+        self.fleet: Fleet | None = None
+        self.queue: Any = None  # actor handle
+        self._started = time.time()
+        self._phase = "starting"
+        self._phase_since = self._started
+        self._steps: list[StepRecord] = []
+        self._evaluations: list[EvaluationRecord] = []
+        self._last_queue: QueueStatus | None = None
+        self._peak_memory = 0
+        self.summary: Summary | None = None
+
+    @property
+    def elapsed_seconds(self) -> float:
+        return time.time() - self._started
+
+    def resume(self, step: int, elapsed_seconds: float) -> None:
+        """Take up the history that ends in the weights of `step`."""
+        self._folder.rewind(step)
+        self._started = time.time() - elapsed_seconds
+        records = self._folder.read_metrics()
+        self._steps = [record for record in records if isinstance(record, StepRecord)]
+        self._evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+
+    async def watch(self) -> None:
+        """Keep the display, the metrics and the memory's peak up to date, until cancelled."""
+        measured = 0.0
+        while True:
+            now = time.time()
+            if now - measured >= MEMORY_SECONDS:
+                self._peak_memory = max(self._peak_memory, await asyncio.to_thread(tree_pss_bytes))
+                measured = now
+            status = await self.status()
+            metrics.update_from_status(self.telemetry, status, now)
+            self._display.update(status)
+            self._display.tick(now)
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def status(self) -> RunStatus:
+        if self.queue is not None:
+            try:
+                self._last_queue = await asyncio.wait_for(self.queue.status.remote(), QUEUE_SECONDS)
+            except (RayError, TimeoutError) as error:
+                log.warning("queue_status_missing", error=type(error).__name__)
+        fleet = self.fleet
+        return RunStatus(
+            run=self._job.job.name,
+            run_dir=str(self._folder.path),
+            phase=self._phase,
+            phase_since=self._phase_since,
+            step=self._steps[-1].step if self._steps else 0,
+            steps=self._job.job.steps,
+            version=fleet.publisher.version if fleet else 0,
+            elapsed_seconds=self.elapsed_seconds,
+            members=fleet.member_statuses() if fleet else [],
+            queue=self._last_queue,
+            last_step=self._steps[-1] if self._steps else None,
+            evaluations=self._evaluations,
+            weight_syncs=fleet.publisher.syncs if fleet else 0,
+            max_staleness=self._job.rollout.max_staleness,
+            peak_memory_bytes=self._peak_memory,
+        )
+
+    def set_phase(self, what: str, restart: bool = True) -> None:
+        """What goes on now. `restart=False`: the same thing, further on."""
+        self._phase = what
+        if restart:
+            self._phase_since = time.time()
+            log.info("phase", what=what)
+
+    def event(self, line: str) -> None:
+        log.info("event", line=line)
+        self._display.event(line)
+
+    def step(self, record: StepRecord, samples: Sequence[SampleRecord]) -> None:
+        self._steps.append(record)
+        self._folder.append_metrics(record)
+        self._folder.append_samples(samples)
+        metrics.update_from_step(self.telemetry, record)
+        log.info("step", step=record.step, reward=round(record.reward_mean, 4), loss=record.loss)
+
+    def append_ledger(self, record: CommitRecord) -> None:
+        """What the step settled, by prompt id."""
+        with (self._folder.path / "ledger.jsonl").open("ab") as ledger:
+            ledger.write(msgspec.json.encode(record) + b"\n")
+
+    def published(self, report: PublishReport) -> None:
+        metrics.update_from_sync(self.telemetry, report.seconds, report.pause_seconds)
+
+    def evaluated(self, label: str, step: int, result: EvaluationResult, samples: int) -> None:
+        record = evaluation_record(label, step, self._started, result, samples, self._job.job.seed)
+        self._evaluations.append(record)
+        self._folder.append_metrics(record)
+        self._folder.append_samples(sample_records(label, step, result.groups, self._layout))
+        folder = self._folder.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        stored = msgspec.structs.replace(result, groups=[])
+        atomic_write(folder / f"{label.replace(' ', '-')}.json", msgspec.json.encode(stored) + b"\n")
+        metrics.update_from_evaluation(self.telemetry, record)
+        self._display.evaluation(record)
+
+    def load_results(self) -> dict[str, EvaluationResult]:
+        """The evaluations made before the run was interrupted."""
+        folder = self._folder.path / "evaluations"
+        return {
+            path.stem: msgspec.json.decode(path.read_bytes(), type=EvaluationResult) for path in folder.glob("*.json")
+        }
+
+    def finish(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
+        """Write summary and report."""
+        summary = self._summary(results, step, model)
+        self._folder.write_summary(summary)
+        write_report(self._folder.path)
+        self.summary = summary
+        return summary
+
+    def _summary(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
+        scores = {record.label: Scores(record.sampled, record.greedy) for record in self._evaluations}
+        base, after = results.get("warm") or results.get("before"), results.get("after")
+        steps = self._steps
+        seconds = sum(record.samples / record.samples_per_second for record in steps)
+        return Summary(
+            before=scores.get("before"),
+            warm=scores.get("warm"),
+            after=scores.get("after"),
+            gain=gain(after, base, self._job.job.seed) if after and base else None,
+            steps=step,
+            seconds=self.elapsed_seconds,
+            samples_per_second=sum(record.samples for record in steps) / seconds if seconds else 0.0,
+            generated_tokens_per_second=sum(record.generated_tokens for record in steps) / seconds if seconds else 0.0,
+            learner_tokens_per_second=sum(record.learner_tokens for record in steps) / seconds if seconds else 0.0,
+            weight_syncs=self.fleet.publisher.syncs if self.fleet else 0,
+            max_staleness=max((record.staleness_max for record in steps), default=0),
+            groups=GroupCounts(
+                trained=sum(record.groups_trained for record in steps),
+                filtered=sum(record.groups_filtered for record in steps),
+                dropped=sum(record.groups_dropped for record in steps),
+            ),
+            peak_memory_bytes=self._peak_memory,
+            model=model,
+        )

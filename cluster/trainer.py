@@ -1,0 +1,242 @@
+"""A job from its description to its end: what `headrace run` and `GRPOTrainer` both do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from rich.console import Console
+
+from headrace.cluster.checkpoint import CheckpointStore
+from headrace.cluster.config import JobConfig
+from headrace.cluster.controller import Controller, Stopped
+from headrace.cluster.display import Display, make_display
+from headrace.cluster.endpoint import Endpoint, ScaleRequest
+from headrace.cluster.fleet import VLLM_ENGINE, Fleet
+from headrace.cluster.job_file import check_job, dump_job, load_job
+from headrace.cluster.preparation import PreparedJob, prepare
+from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.run_records import Summary
+from headrace.verifiers import telemetry
+from headrace.verifiers.base import Verifier
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.function import CallableVerifier
+
+log = structlog.get_logger()
+
+CHANGEABLE = {
+    "job": {"steps", "run_dir"},
+    "rollout": {"generators", "inflight_groups", "lease_seconds", "cpus", "gpus", "memory_bytes", "threads"},
+    "verification": {"workers", "cpus", "timeout_seconds", "attempts"},
+    "learner": {"ranks", "cpus", "gpus", "memory_bytes", "threads", "max_tokens_per_pack", "head_chunk_tokens"},
+    "placement": {"take_turns", "local_cpus"},
+    "weight_sync": {"timeout_seconds", "probe_tolerance"},
+    "evaluation": {"every"},
+    "checkpoint": {"every", "keep"},
+    "metrics": {"host", "port"},
+}
+"""What a resumed job may have otherwise than before: how it runs, not what it learns."""
+
+
+def run_job(
+    job: JobConfig,
+    *,
+    resume: bool = False,
+    verifier: Verifier | None = None,
+    console: Console | None = None,
+    engine_class: str = VLLM_ENGINE,
+) -> Summary | None:
+    """Run a job to its end; the summary, or None when it was stopped on request and saved.
+
+    Args:
+        resume: take up the run in the job's run folder.
+        verifier: in place of the job's `[reward]`.
+        engine_class: what generates; another one than vLLM's is for tests and simulation.
+
+    Raises:
+        UserError: the input is wrong, found before a model is loaded.
+    """
+    prepared = prepare(job, verifier)
+    folder = RunFolder(run_folder_of(job))
+    if resume:
+        check_compatible(job, folder)
+    folder.create(resume=resume)
+    try:
+        telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
+        folder.write_job(dump_job(job))
+        with ray_cluster(job) as cluster:
+            display = make_display(console or Console())
+            return asyncio.run(_run(prepared, folder, display, cluster, engine_class))
+    finally:
+        folder.close()
+
+
+def run_folder_of(job: JobConfig) -> Path:
+    return (job.job.run_dir or Path("runs") / job.job.name).absolute()
+
+
+def check_compatible(job: JobConfig, folder: RunFolder) -> None:
+    """Raises UserError, naming the key, when the run in the folder is another job's."""
+    if not folder.job.exists():
+        raise UserError(f"{folder.path}: there is no run to resume here; start one without --resume")
+    before = load_job(folder.job).model_dump(mode="json")
+    for section, values in job.model_dump(mode="json").items():
+        old = before.get(section)
+        if not isinstance(values, dict) or not isinstance(old, dict):
+            if values != old:
+                raise UserError(f"--resume: [{section}] is not as it was in {folder.job}; resume with the same job")
+            continue
+        for key, value in values.items():
+            if key not in CHANGEABLE.get(section, ()) and value != old.get(key):
+                raise UserError(
+                    f"--resume: {section}.{key} is {value!r}, but the run in {folder.path} has {old.get(key)!r}; "
+                    "resume with the same job, or start another run with --job.run-dir"
+                )
+
+
+async def _run(
+    prepared: PreparedJob, folder: RunFolder, display: Display, cluster: ClusterInfo, engine_class: str
+) -> Summary | None:
+    log_dir = str(folder.logs) if cluster.is_local else None
+    recorder = RunRecorder(prepared.job, folder, display, prepared.layout, log_dir)
+    checkpoint = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep).newest()
+    if checkpoint is None:
+        recorder.resume(-1, 0.0)  # nothing that a run before left without a checkpoint counts
+    else:
+        recorder.resume(checkpoint.state.step, checkpoint.state.elapsed_seconds)
+    if prepared.train.too_long:
+        listed = ", ".join(str(ordinal + 1) for ordinal in prepared.train.too_long[:20])
+        recorder.event(f"{len(prepared.train.too_long)} prompt(s) are longer than the context and left out: row {listed}")
+    recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, engine_class)
+    controller = Controller(prepared, fleet, folder, recorder)
+    endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
+    main = asyncio.current_task()
+    restore = _on_interrupt(controller, recorder, main)
+    folder.write_controller(await endpoint.start(prepared.job.metrics.host, prepared.job.metrics.port))
+    watching = asyncio.create_task(recorder.watch(), name="watch the run")
+    running = asyncio.create_task(controller.run(), name="the run")
+    try:
+        done, _ = await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except Stopped:
+        recorder.event("stopped on request; go on with --resume")
+    finally:
+        restore()
+        recorder.set_phase("ending the pools")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await fleet.close()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await endpoint.close()
+        folder.controller.unlink(missing_ok=True)
+        display.close(recorder.summary)
+    return recorder.summary
+
+
+def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Any]:
+    async def scale(request: ScaleRequest) -> None:
+        if request.rollout is not None:
+            await fleet.rollout.scale(request.rollout)
+        if request.verification is not None:
+            await fleet.verification.scale(request.verification)
+
+    return scale
+
+
+def _on_interrupt(
+    controller: Controller, recorder: RunRecorder, main: asyncio.Task[Any] | None
+) -> Callable[[], None]:
+    """Ctrl-C once: stop in order. Twice: at once. Returns what puts the handlers back."""
+    loop = asyncio.get_running_loop()
+    seen = 0
+
+    def interrupt() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 1:
+            recorder.event("stopping after this step, with a checkpoint; once more to stop at once")
+            controller.request_stop()
+        elif main is not None:
+            main.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+
+    def restore() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    return restore
+
+
+class GRPOTrainer:
+    """A job in Python, for those who come from other trainers; each argument is a key of the job file.
+
+    >>> trainer = GRPOTrainer(base_model="smollm2-135m", train_data="prompts.jsonl",
+    ...                       reward_fn=lambda completion, row: float(row["answer"] in completion))
+    >>> trainer.job.algorithm.group_size
+    8
+
+    Args:
+        base_model: hub id, folder, or `smollm2-135m`.
+        train_data: JSONL or Parquet with a `prompt` in each row.
+        reward_fn: a Verifier, or a function (completion, row) -> float in [0, 1].
+        use_vllm: vLLM is what generates; False is refused.
+        overrides: any other key of the job file, as `section__key=value` (`rollout__max_tokens=48`).
+    """
+
+    def __init__(
+        self,
+        base_model: str,
+        train_data: str | Path,
+        reward_fn: Verifier | Callable[[str, dict[str, Any]], Any],
+        *,
+        eval_data: str | Path | None = None,
+        group_size: int = 8,
+        kl_coef: float = 0.0,
+        learning_rate: float = 1e-6,
+        use_vllm: bool = True,
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        **overrides: Any,
+    ) -> None:
+        if not use_vllm:
+            raise UserError("use_vllm=False: generation is vLLM's; on a machine without a GPU install headrace[cpu]")
+        self._verifier = reward_fn if isinstance(reward_fn, Verifier) else CallableVerifier(reward_fn)
+        values: dict[str, dict[str, Any]] = {
+            "job": {"seed": seed},
+            "model": {"base": base_model},
+            "data": {"train": Path(train_data).absolute()},
+            "reward": {"function": getattr(reward_fn, "__qualname__", type(reward_fn).__name__)},
+            "algorithm": {"group_size": group_size, "kl_coef": kl_coef},
+            "learner": {"learning_rate": learning_rate},
+        }
+        if eval_data is not None:
+            values["data"]["held_out"] = Path(eval_data).absolute()
+        if run_dir is not None:
+            values["job"]["run_dir"] = Path(run_dir)
+        for name, value in overrides.items():
+            section, separator, key = name.partition("__")
+            if not separator:
+                raise UserError(f"{name}: not an argument; a key of the job file is given as section__key")
+            values.setdefault(section, {})[key] = value
+        self._values = values
+        self.job = check_job(values)
+
+    def train(self, num_steps: int, *, resume: bool = False) -> Summary | None:
+        """Run `num_steps` optimizer steps; the run's summary, or None when it was stopped on request.
+
+        Raises:
+            UserError: the input is wrong.
+        """
+        self._values["job"]["steps"] = num_steps
+        self.job = check_job(self._values)
+        return run_job(self.job, resume=resume, verifier=self._verifier)

@@ -85,7 +85,11 @@ class LimitedProcess:
 
     def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
         """One verdict a sample, in order. Raises UserError where the host cannot confine the child."""
-        frames = [_frame(json.dumps([sample.completion, sample.row]).encode()) for sample in samples]
+        encoded = [_encode(sample) for sample in samples]
+        verdicts = iter(self._exchange([frame for frame in encoded if isinstance(frame, bytes)]))
+        return [next(verdicts) if isinstance(frame, bytes) else frame for frame in encoded]
+
+    def _exchange(self, frames: list[bytes]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         failures = 0
         with self._lock:
@@ -276,6 +280,14 @@ def _start(target: str, state: dict[str, Any], limits: Limits) -> _Child:
         child.end()
         raise LimitedProcessError(f"the check did not load: {answer.failed}")
     return child
+
+
+def _encode(sample: Sample) -> bytes | Verdict:
+    """A sample's frame, or why there is none."""
+    try:
+        return _frame(json.dumps([sample.completion, sample.row]).encode())
+    except (TypeError, ValueError) as error:
+        return not_run("bad_row", message=f"the row is not JSON: {error}")
 
 
 def _frame(payload: bytes) -> bytes:

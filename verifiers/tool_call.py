@@ -6,6 +6,7 @@ still has a gradient. Only an answer that is right in everything passes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -190,6 +191,10 @@ class ToolCallCheck:
             return str(fault)
         for answer in answers or []:
             for call in answer:
+                try:
+                    json.dumps(call.arguments)
+                except TypeError as error:  # Parquet has types that JSON has not
+                    return f"the arguments of the gold call are not JSON: {error}"
                 check = tools.check(call)
                 if check.reason:
                     return f"the gold call does not fit its tool ({check.reason}): {check.message}"
@@ -203,8 +208,10 @@ class ToolCallCheck:
             return self._tools
         try:
             return _row_tools(canonical(row[field]), field, self._options.check_formats)
-        except (UserError, TypeError) as error:
+        except UserError as error:
             raise _BadRow(f"field {error}") from error
+        except TypeError as error:
+            raise _BadRow(f"field `{field}` is not JSON: {error}") from error
 
     def _answers_of(self, row: dict[str, Any]) -> list[list[ToolCall]] | None:
         """Every answer that is right, gold first; None where the row has none."""
@@ -226,7 +233,7 @@ class _BadRow(Exception):
 
 @lru_cache(maxsize=256)
 def _row_tools(definitions: str, field: str, check_formats: bool) -> ToolSet:
-    return ToolSet.from_definitions(msgspec.json.decode(definitions), f"`{field}`", check_formats)
+    return ToolSet.from_definitions(json.loads(definitions), f"`{field}`", check_formats)
 
 
 def _gold_calls(value: Any, field: str) -> list[ToolCall]:

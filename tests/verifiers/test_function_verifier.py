@@ -1,5 +1,6 @@
 import asyncio
 import pickle
+import subprocess
 import sys
 import threading
 
@@ -43,8 +44,13 @@ def exits(completion, row):
     sys.exit(0)
 
 
+async def exits_later(completion, row):
+    sys.exit(0)
+
+
 @pytest.mark.parametrize(
-    ("function", "name"), [(raises, "KeyError"), (raises_later, "KeyError"), (exits, "SystemExit")]
+    ("function", "name"),
+    [(raises, "KeyError"), (raises_later, "KeyError"), (exits, "SystemExit"), (exits_later, "SystemExit")],
 )
 def test_a_function_that_fails_is_an_infra_error_that_says_where(function, name):
     verifier = CallableVerifier(function)
@@ -119,9 +125,15 @@ def test_a_function_is_loaded_from_a_file_beside_the_job(tmp_path):
 
 def test_a_function_from_a_file_can_be_shipped_to_where_the_file_is_not(tmp_path):
     verifier = from_file(tmp_path, "def score(completion, row): return completion == row['answer']\n")
-    payload = pickle.dumps(verifier)
+    (tmp_path / "verifier").write_bytes(pickle.dumps(verifier))
     (tmp_path / "rewards.py").unlink()
-    assert pickle.loads(payload).verify(SAMPLE).kind is VerdictKind.PASS
+    script = (
+        "import pathlib, pickle, sys\nfrom headrace.verifiers import Sample\n"
+        "verifier = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print(verifier.verify(Sample('four', {'answer': 'four'})).kind)\n"
+    )
+    elsewhere = [sys.executable, "-c", script, str(tmp_path / "verifier")]
+    assert subprocess.run(elsewhere, capture_output=True, text=True, check=True).stdout.strip() == "pass"
 
 
 def test_a_changed_file_is_loaded_anew(tmp_path):

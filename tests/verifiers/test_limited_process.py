@@ -143,6 +143,12 @@ def test_rows_go_through_as_they_are(process):
     assert verify(process, "hello", row).details["row"] == row
 
 
+def test_a_row_that_is_no_json_is_not_the_samples_fault(process):
+    verdicts = process.verify_many([Sample("hello", {}), Sample("hello", {"a": object()}), Sample("hello", {})])
+    assert [verdict.reason for verdict in verdicts] == ["seen", "bad_row", "seen"]
+    assert verdicts[1].kind is VerdictKind.INFRA_ERROR
+
+
 def test_half_a_character_goes_through(process):
     assert verify(process, "\ud800").reason == "seen"
 

@@ -183,6 +183,8 @@ def test_one_form_does_not_accept_the_other(tools_file, form, completion):
         ({"answer": [{"name": "table", "arguments": {"date": "2026-03-01"}}]}, "missing_argument"),
         ({"answer": [GOLD], "answer_alternatives": GOLD}, "`answer_alternatives` is dict"),
         ({"answer": [GOLD] * 9}, "at most 8"),
+        ({"answer": {"name": "table", "arguments": {"date": object()}}}, "not JSON"),
+        ({"tools": [{"name": object()}]}, "`tools`"),
         ({"tools": "all"}, "`tools`: the tools are str"),
         ({"tools": [{"name": "f", "parameters": {"type": "nothing"}}]}, "tool 1 (f)"),
     ],

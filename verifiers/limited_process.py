@@ -253,16 +253,19 @@ class _OutOfStep(Exception):
 def _start(target: str, state: dict[str, Any], limits: Limits) -> _Child:
     """A child that has loaded its check and confined itself. Raises UserError, LimitedProcessError, _StartedBadly."""
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", _BOOTSTRAP, json.dumps(folders)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={},
-        cwd="/",
-        bufsize=0,
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _BOOTSTRAP, json.dumps(folders)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _StartedBadly(f"cannot be started: {error}") from error
     child = _Child(process)
     program = Program(target, state, limits.cpu_seconds, limits.memory_bytes, os.getpid())
     deadline = time.monotonic() + limits.start_seconds

@@ -260,6 +260,13 @@ def test_a_check_that_dies_while_loading_is_an_infra_error_with_its_last_words(c
     assert "out of luck" in verdict.details["message"]
 
 
+def test_a_child_that_cannot_be_started_is_an_infra_error(checks, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    verdict = verify(LimitedProcess(checks, {}, Limits()), "hello")
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "verifier_failed")
+    assert "/nowhere/python" in verdict.details["message"]
+
+
 def test_a_host_without_confinement_is_refused_by_name(checks):
     with pytest.raises(UserError, match=r"`sandbox = true` needs luck; .* `sandbox = false`"):
         LimitedProcess(checks, {"lacks": "luck"}, Limits()).start()

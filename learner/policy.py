@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headrace.learner.attention import IMPLEMENTATION
 from headrace.learner.head import HeadWeights, TokenLoss, token_logprobs, token_loss
+from headrace.learner.matmul import use_onednn
 from headrace.learner.packing import Branch, Document, Pack, pack_documents
 from headrace.verifiers.errors import UserError
 
@@ -81,6 +82,7 @@ def load_policy(name: str, *, head_chunk_tokens: int, activation_checkpointing: 
         # The learner's log-probabilities are compared with a generator's, which drops nothing out.
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_onednn(model)
     policy = Policy(model, head_chunk_tokens)
     if not policy.decoder_layers():
         raise UserError(

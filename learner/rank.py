@@ -135,7 +135,8 @@ class LearnerRank:
                 else:
                     loss = loss * 0.0
             with self._phase(phases, "backward"):
-                (loss / trained_tokens).backward()
+                # FSDP averages the ranks' gradients; the loss is a mean over the tokens of all of them.
+                (loss * (self.world_size / trained_tokens)).backward()
 
         with self._phase(phases, "optimizer"):
             learning_rate = scheduled_rate(
@@ -169,7 +170,7 @@ class LearnerRank:
             if index >= len(packs):
                 loss = loss * 0.0
             total += loss.detach()
-            (loss / tokens).backward()
+            (loss * (self.world_size / tokens)).backward()
         if not passes:
             return 0.0
         self._optimizer_step(self._warm_optimizer, learning_rate)
@@ -250,10 +251,6 @@ class LearnerRank:
             fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=reshard)
         # The root's weights (embedding, head) are needed at once by the backward pass: gathering them twice saves nothing.
         fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-        for module in fsdp_modules(policy):
-            # The loss is divided by the whole batch's tokens already: ranks' gradients are added, not averaged.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
         policy.model.to(self.device)
         return policy.train()
 

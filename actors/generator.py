@@ -82,6 +82,7 @@ class Generator:
         self._settings = settings
         self._metrics = telemetry.Telemetry(telemetry.GENERATOR_METRICS, settings.run, settings.name)
         self._verification = VerificationClient(settings.verify_timeout_seconds, settings.verify_attempts)
+        self._engine: Engine | None = None
         self._inflight = 0
         self._groups = 0
         self._tokens = 0
@@ -92,19 +93,24 @@ class Generator:
         os.environ.update(engine_environment(self._settings.engine))
         module, name = self._settings.engine_class.split(":")
         # vLLM reads its environment when it is imported, so it is imported here and by name.
-        self._engine: Engine = getattr(importlib.import_module(module), name)()
+        engine: Engine = getattr(importlib.import_module(module), name)()
         start = time.monotonic()
-        await self._engine.start(self._settings.engine)
-        self._server, port = telemetry.serve_metrics(
-            [self._metrics.registry, prometheus_client.REGISTRY], self._settings.host
-        )
+        await engine.start(self._settings.engine)
+        self._engine = engine
+        _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
         url = f"http://{self._settings.host}:{port}/metrics"
         return MemberReport(os.getpid(), ray.util.get_node_ip_address(), url)
 
+    @property
+    def _started(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the engine has not been started")
+        return self._engine
+
     async def slots(self) -> int:
         """Requests that the engine computes at once."""
-        return self._engine.slots
+        return self._started.slots
 
     async def set_workers(self, workers: dict[str, Any]) -> None:
         """The verification pool's serving members, actor handles by name."""
@@ -131,10 +137,10 @@ class Generator:
     async def _sample(self, lease: Lease) -> Completion:
         start = time.monotonic()
         try:
-            output = await self._engine.complete(lease.prompt.token_ids, lease.sampling)
+            output = await self._started.complete(lease.prompt.token_ids, lease.sampling)
         except RequestFailed as error:
             log.warning("request_failed", prompt=lease.prompt.id, error=str(error))
-            output = Output("", [], [], [WeightSpan(self._engine.version, 0, 0)], StopReason.ABORTED)
+            output = Output("", [], [], [WeightSpan(self._started.version, 0, 0)], StopReason.ABORTED)
         generated = time.monotonic()
         self._tokens += len(output.token_ids)
         self._metrics.add(telemetry.GENERATOR_TOKENS, len(output.token_ids))
@@ -157,7 +163,7 @@ class Generator:
         self._metrics.set(telemetry.GENERATOR_INFLIGHT, self._inflight)
 
     async def join(self, address: GroupAddress, rank: int) -> None:
-        await self._engine.join(address, rank)
+        await self._started.join(address, rank)
 
     async def receive(self, manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
         """Take a version's weights into staging buffers, beside generation.
@@ -165,14 +171,14 @@ class Generator:
         Raises:
             StagingFailed: the transfer failed or missed its deadline.
         """
-        await self._engine.receive(manifest)
+        await self._started.receive(manifest)
         start = time.monotonic()
         while True:
-            workers = await self._engine.staging()
+            workers = await self._started.staging()
             failed = [worker.error for worker in workers if worker.state is StagingState.FAILED]
             late = time.monotonic() - start > deadline_seconds
             if failed or late:
-                await self._engine.abort_update()
+                await self._started.abort_update()
                 raise StagingFailed(failed[0] if failed else f"no complete weights after {deadline_seconds:.0f} s")
             if all(worker.state is StagingState.READY for worker in workers):
                 seconds = max(worker.seconds for worker in workers)
@@ -182,25 +188,25 @@ class Generator:
 
     async def swap(self, version: int, clear_cache: bool) -> float:
         """Put the staged weights in use; the seconds that generation stood still."""
-        seconds = await self._engine.swap(version, clear_cache)
+        seconds = await self._started.swap(version, clear_cache)
         self._metrics.observe(telemetry.GENERATOR_PAUSE, seconds)
         self._metrics.set(telemetry.GENERATOR_VERSION, version)
         return seconds
 
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
-        return await self._engine.probe(sequences)
+        return await self._started.probe(sequences)
 
     async def pause(self) -> None:
-        await self._engine.pause()
+        await self._started.pause()
         self._busy.freeze(frozen=True)
 
     async def resume(self) -> None:
-        await self._engine.resume()
+        await self._started.resume()
         self._busy.freeze(frozen=False)
 
     async def status(self) -> GeneratorStatus:
         return GeneratorStatus(
-            version=self._engine.version,
+            version=self._started.version,
             inflight=self._inflight,
             groups=self._groups,
             tokens=self._tokens,
@@ -210,8 +216,8 @@ class Generator:
 
     async def close(self) -> None:
         await self._verification.close()
-        await self._engine.close()
-        self._server.shutdown()
+        if self._engine is not None:
+            await self._engine.close()
 
 
 class BusyClock:

@@ -165,8 +165,12 @@ class WeightSyncSection(Section):
     """Weight-transfer engine: ours (torch.distributed; gloo on a CPU, NCCL on a GPU)."""
     timeout_seconds: float = Field(60, gt=0)
     """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
-    probe_tolerance: float = Field(0.15, gt=0)
-    """Attestation: largest mean distance, in nats a token, between the engine's and the learner's log-probabilities."""
+    rounding: Literal["dithered", "nearest"] = "dithered"
+    """How float32 weights become the serving dtype. Nearest undoes steps that are smaller than half the dtype's own
+    (learner/rounding.py)."""
+    probe_tolerance: float = Field(0.03, gt=0)
+    """Attestation: largest distance between the engine's and the learner's log-probabilities of the probe sequences, as a
+    share of their size (actors/weight_sync/attestation.py)."""
     clear_cache: bool = False
     """Throw away the running requests' KV cache at an update, so that they are computed again under the new weights.
     New requests never use blocks of older weights in either case."""

@@ -254,7 +254,7 @@ class Controller:
             def progress(done: int, total: int) -> None:
                 self._recorder.set_phase(f"{what}: {done}/{total} requests", restart=False)
 
-            result = await self._until(self._evaluator.run(self._fleet.rollout.serving, progress))
+            result = await self._until(self._evaluator.run(self._fleet.rollout, progress))
         self._results[label] = result
         self._recorder.evaluated(label, self._step, result, self._evaluator.samples)
 

@@ -135,7 +135,7 @@ class PlainDisplay:
         record = status.last_step
         if record is not None and (last is None or last.last_step is None or last.last_step.step != record.step):
             self._print(step_line(record, status.steps))
-        if last is None or last.phase != status.phase:
+        if last is None or last.phase_since != status.phase_since:
             self._print(status.phase)
 
     def event(self, line: str) -> None:

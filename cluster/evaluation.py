@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 from ray.exceptions import RayError
 
-from headrace.cluster.pool import Member
+from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 INFLIGHT = 12  # prompts that one generator holds at a time
 PROMPT_SECONDS = 600.0
+SERVING_SECONDS = 900.0  # for a lost member's replacement to serve
 
 
 class EvaluationResult(msgspec.Struct, frozen=True):
@@ -36,7 +37,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
 
 
 class EvaluationFailed(Exception):
-    """No generator answered, or no check ran to its end."""
+    """No check ran to its end."""
 
 
 class Evaluator:
@@ -49,14 +50,15 @@ class Evaluator:
         self._sampling = sampling
         self._greedy = msgspec.structs.replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
 
-    async def run(self, members: Sequence[Member], progress: Callable[[int, int], None]) -> EvaluationResult:
-        """Evaluate all prompts on these members.
+    async def run(self, pool: ElasticPool, progress: Callable[[int, int], None]) -> EvaluationResult:
+        """Evaluate all prompts on the rollout pool's serving members; those of a member that is lost go to the others.
 
         Args:
             progress: called with (finished, all) requests as they finish.
 
         Raises:
-            EvaluationFailed: every member was lost before the end.
+            PoolFailed, TimeoutError: there is no serving member any more.
+            EvaluationFailed: no check ran to its end.
         """
         start = time.monotonic()
         ids = itertools.count(1)
@@ -72,17 +74,15 @@ class Evaluator:
                     _, payload = await asyncio.wait_for(member.handle.generate.remote(lease), PROMPT_SECONDS)
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)
+                    member.fail(f"{type(error).__name__} in an evaluation")
                     log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)
                     return
                 results[lease.id] = decode(payload, Group)
                 progress(len(results), len(jobs))
 
-        await asyncio.gather(*[serve(member) for member in members for _ in range(INFLIGHT)])
-        if len(results) < len(jobs):
-            raise EvaluationFailed(
-                f"{len(jobs) - len(results)} of {len(jobs)} evaluation requests were not answered: every generator that "
-                f"was asked is lost ({', '.join(member.name for member in members) or 'none was serving'})"
-            )
+        while waiting:
+            await pool.wait_serving(1, SERVING_SECONDS)
+            await asyncio.gather(*[serve(member) for member in pool.serving for _ in range(INFLIGHT)])
         sampled = [
             results[lease.id] for lease in jobs if lease.group_size == self.samples and lease.sampling.temperature
         ]

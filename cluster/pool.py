@@ -104,14 +104,22 @@ class PoolFailed(Exception):
 
 
 class ElasticPool:
-    """Holds the members to `target`. `changed` is called after every change of the serving members."""
+    """Holds the members to `target`. `changed` is called after every change of the serving members, and `tell` with what a
+    person should know: a member was lost, and what becomes of its place."""
 
-    def __init__(self, kind: MemberKind, changed: Callable[[], Awaitable[None]], restart_budget: int = 5) -> None:
+    def __init__(
+        self,
+        kind: MemberKind,
+        changed: Callable[[], Awaitable[None]],
+        tell: Callable[[str], None],
+        restart_budget: int = 5,
+    ) -> None:
         self.kind = kind
         self.pool = kind.pool
         self.members: dict[str, Member] = {}
         self.target = 0
         self._changed = changed
+        self._tell = tell
         self._restarts_left = restart_budget
         self._serial = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -242,9 +250,11 @@ class ElasticPool:
         if self._restarts_left > 0:
             self._restarts_left -= 1
             log.warning("member_replaced", member=member.name, reason=note, restarts_left=self._restarts_left)
+            self._tell(f"{member.name} is lost ({note}); another one starts, {self._restarts_left} more may")
             self._start(member.restarts + 1)
         else:
             log.error("member_retired", member=member.name, reason=note)
+            self._tell(f"{member.name} is lost ({note}) and not replaced: the pool's restarts are used up")
             member.note = f"retired: {note}"
             if not alive:
                 self.failure = PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}")

@@ -112,8 +112,10 @@ async def _run(
         recorder.resume(checkpoint.state.step, checkpoint.state.elapsed_seconds)
     if prepared.train.too_long:
         listed = ", ".join(str(ordinal + 1) for ordinal in prepared.train.too_long[:20])
-        recorder.event(f"{len(prepared.train.too_long)} prompt(s) are longer than the context and left out: row {listed}")
-    recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, engine_class)
+        recorder.event(
+            f"{len(prepared.train.too_long)} prompt(s) are longer than the context and left out: row {listed}"
+        )
+    recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
     endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
     main = asyncio.current_task()
@@ -151,9 +153,7 @@ def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Any]:
     return scale
 
 
-def _on_interrupt(
-    controller: Controller, recorder: RunRecorder, main: asyncio.Task[Any] | None
-) -> Callable[[], None]:
+def _on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Task[Any] | None) -> Callable[[], None]:
     """Ctrl-C once: stop in order. Twice: at once. Returns what puts the handlers back."""
     loop = asyncio.get_running_loop()
     seen = 0

@@ -1,0 +1,210 @@
+"""The queue's promises, without a cluster: nothing lost, nothing doubled, staleness bounded before generation."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.cluster.rollout_queue import Outcome, QueuePlan, RolloutQueue
+from headrace.verifiers.records import GroupNumbers, Lease, Prompt, Sampling, StopReason
+
+SAMPLING = Sampling(max_tokens=4)
+PROMPTS = 7
+
+
+class Source:
+    """Seven prompts an epoch, in the file's order."""
+
+    def at(self, position: int) -> Prompt:
+        epoch, ordinal = divmod(position, PROMPTS)
+        return self.prompt(epoch, ordinal)
+
+    def prompt(self, epoch: int, ordinal: int) -> Prompt:
+        return Prompt(epoch, ordinal, [1, 2], {"prompt": str(ordinal)})
+
+
+def plan(**changes) -> QueuePlan:
+    values = {
+        "group_size": 2,
+        "groups_per_step": 2,
+        "max_staleness": 1,
+        "sampling": SAMPLING,
+        "lease_seconds": 10.0,
+        "drop_uniform": False,
+    }
+    return QueuePlan(**{**values, **changes})
+
+
+def numbers(lease: Lease, version: int = 0, rewards: tuple[float, ...] = (0.0, 1.0)) -> GroupNumbers:
+    return GroupNumbers(
+        prompt_id=lease.prompt.id,
+        generator="g",
+        oldest_version=version,
+        newest_version=version,
+        prompt_tokens=2,
+        completion_tokens=[1] * len(rewards),
+        rewards=list(rewards),
+        passed=0,
+        stop_reasons=[StopReason.STOP] * len(rewards),
+        generate_seconds=0.0,
+        verify_seconds=0.0,
+    )
+
+
+def test_admission_grants_what_the_capacity_rule_allows_and_no_more():
+    queue = RolloutQueue(Source(), plan(max_staleness=1, groups_per_step=2))
+    assert len(queue.lease("g", 0, 100, now=0.0)) == 4
+    assert queue.lease("g", 0, 100, now=0.0) == []
+
+
+def test_a_generator_with_old_weights_gets_no_lease_that_would_end_too_stale():
+    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    (lease,) = queue.lease("g", 0, 9, now=0.0)
+    queue.submit(lease.id, numbers(lease), "payload")
+    assert queue.take() is not None
+    queue.commit(1)
+    assert queue.lease("old", 0, 9, now=0.0) == []
+    assert len(queue.lease("new", 1, 9, now=0.0)) == 1
+
+
+def test_expired_lease_is_issued_again_under_the_same_id():
+    queue = RolloutQueue(Source(), plan())
+    first = queue.lease("g", 0, 1, now=0.0)[0]
+    assert [running.lease.id for running in queue.expired(now=11.0)] == [first.id]
+    assert queue.give_back(first.id)
+    again = queue.lease("h", 0, 1, now=11.0)[0]
+    assert again.prompt.id == first.prompt.id
+    assert again.id != first.id
+    assert again.attempt == 2
+
+
+def test_a_group_that_comes_after_its_lease_was_given_back_is_not_counted_twice():
+    queue = RolloutQueue(Source(), plan())
+    lease = queue.lease("g", 0, 1, now=0.0)[0]
+    queue.give_back(lease.id)
+    assert queue.submit(lease.id, numbers(lease), "late") is Outcome.UNKNOWN_LEASE
+    assert queue.ready == 0
+
+
+def test_uniform_groups_are_filtered_and_replaced_under_dynamic_sampling():
+    queue = RolloutQueue(Source(), plan(drop_uniform=True, max_staleness=0))
+    leases = queue.lease("g", 0, 9, now=0.0)
+    assert len(leases) == 2
+    assert queue.submit(leases[0].id, numbers(leases[0], rewards=(0.5, 0.5)), "x") is Outcome.FILTERED
+    assert len(queue.lease("g", 0, 9, now=0.0)) == 1
+    assert queue.filtered == 1
+
+
+def test_a_group_whose_checks_did_not_run_is_dropped_by_name():
+    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    lease = queue.lease("g", 0, 1, now=0.0)[0]
+    nan = float("nan")
+    assert queue.submit(lease.id, numbers(lease, rewards=(nan, 1.0)), "x") is Outcome.DROPPED
+    other = queue.lease("g", 0, 1, now=0.0)[0]
+    queue.submit(other.id, numbers(other), "y")
+    queue.take()
+    assert queue.commit(1).dropped == [(lease.prompt.id, "infra_error")]
+
+
+def test_a_failed_step_gives_its_groups_back():
+    queue = RolloutQueue(Source(), plan(groups_per_step=1))
+    lease = queue.lease("g", 0, 1, now=0.0)[0]
+    queue.submit(lease.id, numbers(lease), "x")
+    taken = queue.take()
+    with pytest.raises(RuntimeError, match="neither committed nor released"):
+        queue.take()
+    queue.release()
+    assert queue.take() == taken
+
+
+def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later():
+    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    slow = queue.lease("g", 0, 1, now=0.0)[0]
+    queue.plan = plan(max_staleness=0, groups_per_step=2)
+    fast, other = queue.lease("g", 0, 1, now=0.0)[0], None
+    queue.plan = plan(max_staleness=0, groups_per_step=1)
+    queue.submit(fast.id, numbers(fast), "fast")
+    assert queue.take() is None, "the slow group would be stale in the next step"
+    queue.submit(slow.id, numbers(slow), "slow")
+    assert queue.take() is not None
+    assert other is None
+
+
+class Simulation:
+    """Random generators, deaths and filters over a queue; records what was trained, and how stale."""
+
+    def __init__(self, queue: RolloutQueue, draw) -> None:
+        self.queue = queue
+        self.draw = draw
+        self.versions = {"a": queue.version, "b": queue.version}
+        self.leases: dict[int, tuple[Lease, int]] = {}
+        self.trained: list[str] = []
+        self.filtered: list[str] = []
+        self.dropped: list[str] = []
+        self.staleness: list[int] = []
+        self.step = queue.version
+
+    def act(self) -> None:
+        action = self.draw(st.sampled_from(["lease", "lease", "submit", "submit", "lose", "step", "publish"]))
+        member = self.draw(st.sampled_from(["a", "b"]))
+        if action == "lease":
+            for lease in self.queue.lease(member, self.versions[member], self.draw(st.integers(1, 3)), now=0.0):
+                self.leases[lease.id] = (lease, self.versions[member])
+        elif action == "publish":
+            self.versions[member] = self.queue.version
+        elif self.leases and action in ("submit", "lose"):
+            lease, version = self.leases.pop(self.draw(st.sampled_from(sorted(self.leases))))
+            if action == "lose":
+                self.queue.give_back(lease.id)
+                return
+            rewards = self.draw(st.sampled_from([(0.0, 1.0), (1.0, 1.0), (float("nan"), 0.0)]))
+            outcome = self.queue.submit(lease.id, numbers(lease, version, rewards), lease.prompt.id)
+            assert outcome is not Outcome.UNKNOWN_LEASE
+        elif action == "step":
+            self.take_and_commit()
+
+    def take_and_commit(self) -> None:
+        taken = self.queue.take()
+        if taken is None:
+            return
+        self.staleness += [self.queue.version - ready.numbers.oldest_version for ready in taken]
+        self.step += 1
+        record = self.queue.commit(self.step)
+        self.trained += record.trained
+        self.filtered += record.filtered
+        self.dropped += [name for name, _ in record.dropped]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(0, 3), st.booleans())
+def test_every_prompt_is_in_one_place_and_staleness_stays_in_its_bound(data, max_staleness, drop_uniform):
+    queue = RolloutQueue(Source(), plan(max_staleness=max_staleness, drop_uniform=drop_uniform))
+    simulation = Simulation(queue, data.draw)
+    for _ in range(data.draw(st.integers(10, 80))):
+        simulation.act()
+    settled = simulation.trained + simulation.filtered + simulation.dropped
+    assert len(settled) == len(set(settled)), "a prompt was settled twice"
+    ledger = queue.ledger()
+    outstanding = [f"{epoch}:{ordinal}" for epoch, ordinal in ledger.outstanding]
+    settled += queue._filtered_ids + [name for name, _ in queue._dropped_ids]
+    everything = [Source().at(place).id for place in range(ledger.cursor)]
+    assert sorted(settled + outstanding) == sorted(everything)
+    assert all(0 <= stale <= max_staleness for stale in simulation.staleness)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data):
+    queue = RolloutQueue(Source(), plan())
+    before = Simulation(queue, data.draw)
+    for _ in range(data.draw(st.integers(5, 40))):
+        before.act()
+    ledger = queue.ledger()
+    settled_before = before.trained + queue._filtered_ids + before.filtered
+    settled_before += before.dropped + [name for name, _ in queue._dropped_ids]
+    resumed = RolloutQueue(Source(), plan(), ledger)
+    after = Simulation(resumed, data.draw)
+    for _ in range(40):
+        after.act()
+    settled = settled_before + after.trained + after.filtered + after.dropped
+    assert len(settled) == len(set(settled))
+    assert resumed.trained == len(before.trained) + len(after.trained)

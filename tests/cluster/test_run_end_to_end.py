@@ -1,0 +1,159 @@
+"""Whole runs on the tiny model, through a Ray cluster of their own, with everything real but the inference engine."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from transformers import AutoModelForCausalLM
+
+from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
+from headrace.cluster.rollout_queue import CommitRecord
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_records import RunStatus, StepRecord
+
+DEADLINE = 150.0
+PROGRAM = """
+import sys
+from pathlib import Path
+from headrace.cluster.job_file import load_job
+from headrace.cluster.trainer import run_job
+if __name__ == "__main__":
+    resume = "--resume" in sys.argv
+    words = [word for word in sys.argv[2:] if word != "--resume"]
+    job = load_job(Path(sys.argv[1]), words)
+    run_job(job, resume=resume, engine_class="headrace.actors.small_engine:SmallEngine")
+"""
+
+
+class Run:
+    """A run in a process of its own."""
+
+    def __init__(self, job: Path, *words: str) -> None:
+        program = job.parent / "program.py"
+        program.write_text(PROGRAM)
+        self.folder = RunFolder(job.parent / "run")
+        self.output = job.parent / "output.log"
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(program), str(job), *words], stdout=output, stderr=output, start_new_session=True
+            )
+
+    def finish(self) -> int:
+        return self.process.wait(DEADLINE)
+
+    def status(self) -> RunStatus:
+        return asyncio.run(ask(self.folder.read_controller(ControllerAddress), "GET", "/status"))
+
+    def scale(self, request: ScaleRequest) -> RunStatus:
+        address = self.folder.read_controller(ControllerAddress)
+        return asyncio.run(ask(address, "POST", "/scale", msgspec.json.encode(request)))
+
+    def until(self, condition, what: str) -> RunStatus:
+        """Ask for the status until the condition holds of it."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended before {what}:\n{self.output.read_text()[-3000:]}")
+            if self.folder.controller.exists() and condition(status := self.status()):
+                return status
+            self.pause()
+        raise AssertionError(f"not {what} within {DEADLINE} s: {self.status()}")
+
+    def pause(self) -> None:
+        """Between two looks, without hurry."""
+        try:
+            self.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return
+
+    def steps(self) -> list[StepRecord]:
+        return [record for record in self.folder.read_metrics() if isinstance(record, StepRecord)]
+
+    def trained(self) -> list[str]:
+        lines = (self.folder.path / "ledger.jsonl").read_bytes().splitlines()
+        return [name for line in lines for name in msgspec.json.decode(line, type=CommitRecord).trained]
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+
+
+@pytest.fixture
+def start(letters_job):
+    runs: list[Run] = []
+
+    def start_run(*words: str) -> Run:
+        runs.append(Run(letters_job, *words))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        run.kill()
+
+
+def serving(status: RunStatus, pool: str) -> list:
+    return [member for member in status.members if member.pool == pool and member.state == "serving"]
+
+
+def test_a_run_trains_evaluates_checkpoints_and_exports(start):
+    run = start()
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    assert [record.step for record in run.steps()] == [1, 2, 3]
+    assert all(record.staleness_max <= 1 for record in run.steps())
+    # The engine and the learner compute in float32 on the same weights: their log-probabilities are one.
+    assert all(record.mismatch_kl < 1e-3 for record in run.steps() if record.staleness_max == 0)
+    trained = run.trained()
+    assert len(trained) == len(set(trained)) == 12
+    summary = json.loads(run.folder.summary.read_text())
+    assert summary["steps"] == 3
+    assert summary["weight_syncs"] >= 3
+    assert summary["gain"]["sampled"]["low"] <= summary["gain"]["sampled"]["high"]
+    assert AutoModelForCausalLM.from_pretrained(summary["model"]).num_parameters() > 0
+    assert "reward" in run.folder.report.read_text()
+    assert not run.folder.controller.exists()
+
+
+def test_a_stopped_run_resumes_and_trains_every_prompt_once(start):
+    run = start("--job.steps", "40")
+    run.until(lambda status: status.step >= 3, "at step 3")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    stopped_at = len(run.steps())
+    assert 3 <= stopped_at < 40
+    resumed = start("--job.steps", str(stopped_at + 2), "--resume")
+    assert resumed.finish() == 0, resumed.output.read_text()[-3000:]
+    assert [record.step for record in resumed.steps()] == list(range(1, stopped_at + 3))
+    trained = resumed.trained()
+    assert len(trained) == len(set(trained)) == 4 * (stopped_at + 2)
+
+
+def test_pools_scale_and_heal_while_the_run_goes_on(start):
+    run = start("--job.steps", "1000", "--checkpoint.every", "0")
+    run.until(lambda status: status.step >= 1, "at step 1")
+    run.scale(ScaleRequest(rollout=2, verification=2))
+    run.until(lambda s: len(serving(s, "rollout")) == 2 and len(serving(s, "verification")) == 2, "scaled up")
+    victim = serving(run.status(), "rollout")[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    healed = run.until(
+        lambda s: len(serving(s, "rollout")) == 2 and victim.name not in [m.name for m in serving(s, "rollout")],
+        "healed",
+    )
+    newest = max(serving(healed, "rollout"), key=lambda member: member.since)
+    assert newest.restarts == 1
+    assert newest.version is not None
+    step = healed.step
+    run.until(lambda status: status.step >= step + 2, "two steps after the death")
+    run.scale(ScaleRequest(rollout=1, verification=1))
+    run.until(lambda s: len(serving(s, "rollout")) == 1 and len(serving(s, "verification")) == 1, "scaled down")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    trained = run.trained()
+    assert len(trained) == len(set(trained)) == 4 * len(run.steps())

@@ -6,20 +6,29 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import AdamW
 
-from headrace.learner.policy import Policy, model_files
+from headrace.learner.policy import Policy
 from headrace.learner.settings import torch_dtype
 from headrace.verifiers.errors import UserError
 
+# What a model folder holds beside its weights and configuration.
 SIDE_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -32,42 +41,68 @@ SIDE_FILES = (
 )
 
 
-def save(folder: Path, policy: Policy, optimizer: AdamW, *, step: int, rank: int) -> None:
-    """Write a `torch.distributed.checkpoint` into `folder`. Collective; the metadata file is written last."""
-    model_state, optimizer_state = get_state_dict(policy, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "step": step, f"rng.{rank}": random_state()}
-    dcp.save(state, checkpoint_id=folder)
+def save(folder: Path, policy: Policy, optimizer: AdamW, reference: Policy | None, *, step: int, rank: int) -> None:
+    """Write a `torch.distributed.checkpoint` into `folder`. Collective; the metadata file is written last.
+
+    The reference policy is a part of it: after a warm start it is no longer the base model.
+    """
+    state = _state(policy, optimizer, reference)
+    state |= {"step": step, f"rng.{rank}": random_state()}
+    save_distributed(state, checkpoint_id=folder)
 
 
-def load(folder: Path, policy: Policy, optimizer: AdamW, *, rank: int, seed: int, device: torch.device) -> int:
+def load(
+    folder: Path,
+    policy: Policy,
+    optimizer: AdamW,
+    reference: Policy | None,
+    *,
+    rank: int,
+    seed: int,
+) -> int:
     """Read what `save` wrote, from any world size; the step it was written after. Collective.
 
     A rank that was not there when the checkpoint was written starts its random state from (seed, step, rank).
 
     Raises:
-        UserError: no complete checkpoint in `folder`, or one of another model.
+        UserError: no complete checkpoint in `folder`, or one of another model, or none of the reference policy.
     """
     try:
-        metadata = dcp.FileSystemReader(folder).read_metadata()
+        metadata = FileSystemReader(folder).read_metadata()
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no complete learner checkpoint there (.metadata is missing)") from error
-    model_state, optimizer_state = get_state_dict(policy, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "step": 0}
+    held = metadata.state_dict_metadata
+    if reference is not None and not any(name.startswith("reference.") for name in held):
+        raise UserError(
+            f"{folder}: the checkpoint has no reference policy: algorithm.kl_coef was 0 when it was written"
+        )
     key = f"rng.{rank}"
-    if any(name.startswith(key) for name in metadata.state_dict_metadata):
+    state = _state(policy, optimizer, reference)
+    state["step"] = 0
+    if any(name.startswith(f"{key}.") for name in held):
         state[key] = random_state()
     try:
-        dcp.load(state, checkpoint_id=folder)
+        load_distributed(state, checkpoint_id=folder)
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"{folder}: the checkpoint is not this model's: {reason}") from error
     set_state_dict(policy, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    if reference is not None:
+        set_model_state_dict(reference, state["reference"])
     step = state["step"]
     if key in state:
         set_random_state(state[key])
     else:
         torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
     return step
+
+
+def _state(policy: Policy, optimizer: AdamW, reference: Policy | None) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(policy, optimizer)
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    if reference is not None:
+        state["reference"] = get_model_state_dict(reference)
+    return state
 
 
 def random_state() -> dict[str, Tensor]:
@@ -109,3 +144,9 @@ def export(
         config["dtype"] = dtype
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     dist.barrier()
+
+
+def model_files(name: str) -> Path:
+    """The folder with the base model's configuration and tokenizer files; of a hub id, its cached snapshot."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else Path(snapshot_download(name, allow_patterns=["config.json", *SIDE_FILES]))

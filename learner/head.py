@@ -9,6 +9,7 @@ any loss of the target's log-probability.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ TokenLoss = Callable[[Tensor, Tensor, slice], Tensor]
 `logprobs` alone (the entropies carry no gradient)."""
 
 
+@dataclass(frozen=True)
 class HeadWeights:
-    """The head's projection: `weight` [vocabulary, hidden], `bias` [vocabulary] or None."""
+    """The head's projection."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, " vocabulary"] | None
 
 
 @torch.no_grad()

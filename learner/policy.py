@@ -8,10 +8,8 @@ importance weights are off by that factor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -24,7 +22,6 @@ from headrace.learner.packing import Branch, Document, Pack, pack_documents
 from headrace.verifiers.errors import UserError
 
 CHECK_TOLERANCE = 1e-3  # nats, in float32
-CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "tokenizer*")
 
 
 class Policy(nn.Module):
@@ -43,8 +40,7 @@ class Policy(nn.Module):
             input_ids=pack.token_ids[None], position_ids=pack.positions[None], use_cache=False, pack=pack
         ).last_hidden_state[0]
         predicting = hidden.index_select(0, pack.predictors)
-        projection = self.model.get_output_embeddings()
-        head = HeadWeights(projection.weight, getattr(projection, "bias", None))
+        head = self._head()
         if loss is None:
             return token_logprobs(predicting, head, pack.targets, pack.temperatures, self.head_chunk_tokens)
         return token_loss(predicting, head, pack.targets, pack.temperatures, self.head_chunk_tokens, loss)
@@ -54,6 +50,12 @@ class Policy(nn.Module):
         with torch.no_grad():
             logprobs, _ = self(pack)
         return logprobs
+
+    def _head(self) -> HeadWeights:
+        projection = self.model.get_output_embeddings()
+        if projection is None:
+            raise UserError(f"model.base: {type(self.model).__name__} has no language-model head")
+        return HeadWeights(projection.weight, getattr(projection, "bias", None))
 
     def decoder_layers(self) -> list[nn.Module]:
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -139,9 +141,3 @@ def check_packing(policy: Policy, expected: Float[Tensor, " responses"], name: s
             f"model.base: {name}: {kind} gives other log-probabilities in a pack than alone (up to {distance:.3g} nats): "
             "this architecture cannot be trained with shared prompts"
         )
-
-
-def model_files(name: str) -> Path:
-    """The folder that holds the base model's configuration and tokenizer files; of a hub id, its cached snapshot."""
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else Path(snapshot_download(name, allow_patterns=list(CONFIG_FILES)))

@@ -116,7 +116,7 @@ class LearnerRank:
         Ranks may have different numbers of groups, or none. Where no rank has a group with a gradient, the weights and the
         optimizer's state stay as they are.
         """
-        phases = dict.fromkeys(PHASES, 0.0)
+        phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         settings = self.settings
         with self._phase(phases, "pack"):
             batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.kl_coef > 0)
@@ -179,8 +179,13 @@ class LearnerRank:
         return float(total) / tokens
 
     def finish_supervised(self) -> None:
-        """Forget the warm start's optimizer; its weights stay."""
+        """Forget the warm start's optimizer; its weights stay, and become the reference policy where there is one."""
         self._warm_optimizer = None
+        if self.reference is not None:
+            release_gathered(self.reference)
+            with torch.no_grad():
+                for reference, trained in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+                    reference.copy_(trained)
 
     def probe(self, sequences: list[list[int]]) -> list[list[float]]:
         """Log-probabilities at temperature 1: `result[i][t]` is that of token t + 1 of `sequences[i]`, on every rank.
@@ -210,8 +215,8 @@ class LearnerRank:
             yield name, to_serving_dtype(name, whole, dtype, dithered=self.settings.dithered_rounding)
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer, random state and step as a distributed checkpoint; any world size can `load` it."""
-        checkpoint.save(folder, self.policy, self.optimizer, step=self.step, rank=self.rank)
+        """Write weights, optimizer, reference policy, random state and step; any world size can `load` it."""
+        checkpoint.save(folder, self.policy, self.optimizer, self.reference, step=self.step, rank=self.rank)
 
     def load(self, folder: Path) -> int:
         """Continue from `save`: the step that the checkpoint was written after.
@@ -219,8 +224,10 @@ class LearnerRank:
         Raises:
             UserError: there is no complete checkpoint in the folder, or it is another model's.
         """
+        if self.reference is not None:
+            release_gathered(self.reference)
         self.step = checkpoint.load(
-            folder, self.policy, self.optimizer, rank=self.rank, seed=self.settings.seed, device=self.device
+            folder, self.policy, self.optimizer, self.reference, rank=self.rank, seed=self.settings.seed
         )
         return self.step
 
@@ -252,8 +259,7 @@ class LearnerRank:
             fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=reshard)
         # The root's weights (embedding, head) are needed at once by the backward pass: gathering them twice saves nothing.
         fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-        policy.model.to(self.device)
-        return policy.train()
+        return policy.to(self.device).train()
 
     def _agree(self, passes: int, tokens: int) -> tuple[int, int]:
         """The largest number of passes and the sum of tokens over the ranks."""
@@ -270,7 +276,7 @@ class LearnerRank:
             yield dummy_pack()
 
     def _prepare_pass(self, *, last: bool) -> None:
-        if self.settings.gathers_once:
+        if self.settings.gathers_once and isinstance(self.policy, FSDPModule):
             self.policy.set_requires_gradient_sync(last)
             self.policy.set_reshard_after_backward(last)
 

@@ -47,7 +47,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return torch_dtype(self.dtype, "learner.dtype")
+        dtype = torch_dtype(self.dtype, "learner.dtype")
+        if dtype == torch.float16:
+            # Its gradients underflow without loss scaling, which is not here.
+            raise UserError("learner.dtype: float16 cannot be trained in: give float32 or bfloat16")
+        return dtype
 
     @property
     def gathers_once(self) -> bool:

@@ -78,7 +78,8 @@ def test_load_forgets_what_was_learned_since_and_probes_see_it(two_rank_results:
     assert two_rank_results["probe after load"] == two_rank_results["probe"]
 
 
-def test_supervised_steps_are_the_same_with_two_ranks(rank: LearnerRank, two_rank_results: dict):
+def test_supervised_steps_are_the_same_with_two_ranks(rank_with_reference: LearnerRank, two_rank_results: dict):
+    rank = rank_with_reference
     rank.load(two_rank_results["checkpoint"])
     loss = rank.supervised_step(scenario.random_examples(4, 5), 1e-3)
     assert loss == pytest.approx(two_rank_results["supervised"], abs=1e-5)
@@ -199,6 +200,39 @@ def test_warm_start_learns_and_its_optimizer_is_dropped(rank: LearnerRank):
     assert all(not bool(state["exp_avg"].full_tensor().any()) for state in rank.optimizer.state.values())
 
 
+def test_reference_is_the_policy_after_the_warm_start_and_stays_so_in_a_checkpoint(
+    rank_with_reference: LearnerRank, llama_folder: Path, free_port: int, tmp_path: Path
+):
+    rank = rank_with_reference
+    rank.supervised_step(scenario.random_examples(4, 5), 1e-2)
+    rank.train_step(scenario.random_groups(1), 1)  # gathers the reference once, under the base model's weights
+    rank.finish_supervised()
+    first = rank.train_step(scenario.random_groups(2), 2)
+    second = rank.train_step(scenario.random_groups(3), 3)
+    assert first.kl == pytest.approx(0.0, abs=1e-6)
+    assert second.kl > 1e-6
+    rank.save(tmp_path / "checkpoint")
+    expected = rank.train_step(scenario.random_groups(1), 4)
+    rank.close()
+    again = start(scenario.settings_for(llama_folder, kl_coef=0.05), free_port)
+    again.train_step(scenario.random_groups(1), 1)
+    again.load(tmp_path / "checkpoint")
+    found = again.train_step(scenario.random_groups(1), 4)
+    again.close()
+    assert found.kl == expected.kl
+
+
+def test_a_checkpoint_without_the_reference_policy_is_refused(
+    rank: LearnerRank, llama_folder: Path, free_port: int, tmp_path: Path
+):
+    rank.save(tmp_path / "checkpoint")
+    rank.close()
+    other = start(scenario.settings_for(llama_folder, kl_coef=0.05), free_port)
+    with pytest.raises(UserError, match="no reference policy"):
+        other.load(tmp_path / "checkpoint")
+    other.close()
+
+
 def test_full_tensors_have_the_names_of_the_model_file(rank: LearnerRank, llama_folder: Path):
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     found = dict(rank.named_full_tensors(torch.bfloat16))
@@ -261,7 +295,10 @@ def test_another_models_checkpoint_is_refused(rank: LearnerRank, qwen_folder: Pa
     other.close()
 
 
-def test_unknown_dtype_is_refused_before_anything_starts(llama_folder: Path, free_port: int):
+@pytest.mark.parametrize("dtype", ["float12", "float16"])
+def test_a_dtype_that_cannot_be_trained_in_is_refused_before_anything_starts(
+    dtype: str, llama_folder: Path, free_port: int
+):
     with pytest.raises(UserError, match=r"learner\.dtype"):
-        start(scenario.settings_for(llama_folder, dtype="float12"), free_port)
+        start(scenario.settings_for(llama_folder, dtype=dtype), free_port)
     assert not torch.distributed.is_initialized()

@@ -183,7 +183,7 @@ def to_output(completion: CompletionOutput) -> Output:
     return Output(
         text=completion.text,
         token_ids=token_ids,
-        logprobs=[entry[token].logprob for token, entry in zip(token_ids, logprobs, strict=True)],
+        logprobs=[entry[token].logprob for token, entry in zip(token_ids, logprobs, strict=True) if entry is not None],
         spans=[
             WeightSpan(UNSYNCED if span.version == "default" else int(span.version), span.start, span.end)
             for span in completion.weight_versions or []

@@ -1,8 +1,8 @@
 """Checkpoints of a run: the learner's own files, the queue's ledger, and a marker that is written last.
 
-    RUN/checkpoints/step-000010/learner/...      torch.distributed.checkpoint: weights, optimizer, random state
-                                state.json       CheckpointState: step, ledger of prompts
-                                complete         the marker; a folder without it is no checkpoint
+RUN/checkpoints/step-000010/learner/...      torch.distributed.checkpoint: weights, optimizer, random state
+                            state.json       CheckpointState: step, ledger of prompts
+                            complete         the marker; a folder without it is no checkpoint
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Section(BaseModel):
 class JobSection(Section):
     name: str = "headrace"
     """Shown in the display, the report and every log line."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Optimizer steps of reinforcement learning; one step makes one weight version."""
     seed: int = 0
     """Order of the data, sampling seeds where asked for, bootstrap intervals."""
@@ -30,7 +30,7 @@ class JobSection(Section):
 class ModelSection(Section):
     base: str
     """Hub id, folder, or `smollm2-135m` (the embedded demo model)."""
-    max_length: int = Field(1024, ge=16)
+    max_length: int = Field(default=1024, ge=16)
     """Context in tokens: prompt and completion together."""
 
 
@@ -69,90 +69,90 @@ class RewardSection(Section):
 class AlgorithmSection(Section):
     name: Literal["grpo"] = "grpo"
     """Group-relative policy optimization (learner/losses.py)."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Samples per prompt; advantages are relative to their mean."""
-    groups_per_step: int = Field(8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1)
     """Groups in one optimizer step."""
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
-    clip_low: float = Field(0.2, gt=0)
+    clip_low: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped below at 1 - clip_low."""
-    clip_high: float = Field(0.2, gt=0)
+    clip_high: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped above at 1 + clip_high."""
-    kl_coef: float = Field(0.0, ge=0)
+    kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the reference policy; at 0 no reference model is loaded."""
-    tis_cap: float = Field(2.0, gt=0)
+    tis_cap: float = Field(default=2.0, gt=0)
     """Cap of the truncated importance weight between learner and generator; `inf` for none."""
     dynamic_sampling: bool = False
     """Fill a step with groups whose rewards differ (DAPO): the others are counted as filtered and replaced."""
 
 
 class RolloutSection(Section):
-    generators: int = Field(1, ge=1)
+    generators: int = Field(default=1, ge=1)
     """Members of the rollout pool at the start; `headrace scale` changes it live."""
-    max_staleness: int = Field(1, ge=0)
+    max_staleness: int = Field(default=1, ge=0)
     """Learner version minus the oldest version in a group; 0 is on-policy. Kept by admission, not by dropping."""
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
     stop: list[str] = []
-    inflight_groups: int | None = Field(None, ge=1)
+    inflight_groups: int | None = Field(default=None, ge=1)
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
-    lease_seconds: float = Field(600, gt=0)
+    lease_seconds: float = Field(default=600, gt=0)
     """A lease that has not come back by then is handed out again."""
     dtype: str = "bfloat16"
-    tensor_parallel_size: int = Field(1, ge=1)
-    cpus: float = Field(1, ge=0)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, ge=0)
     """Ray CPUs that one generator asks for."""
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(default=0, ge=0)
     """Ray GPUs that one generator asks for; 0: the CPU engine."""
-    memory_bytes: int = Field(0, ge=0)
+    memory_bytes: int = Field(default=0, ge=0)
     """Ray memory that one generator asks for."""
     threads: str = "all"
     """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`."""
-    kv_cache_bytes: int | None = Field(None, gt=0)
+    kv_cache_bytes: int | None = Field(default=None, gt=0)
     """CPU engine only: KV cache; default 1 GiB."""
     engine: dict[str, Any] = {}
     """vLLM's own engine arguments, by their names, passed through."""
 
 
 class VerificationSection(Section):
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Members of the verification pool at the start."""
-    cpus: float = Field(0.5, ge=0)
-    timeout_seconds: float = Field(30, gt=0)
+    cpus: float = Field(default=0.5, ge=0)
+    timeout_seconds: float = Field(default=30, gt=0)
     """For one batch of samples in one worker, the worker's start-up apart."""
-    attempts: int = Field(3, ge=1)
+    attempts: int = Field(default=3, ge=1)
     """Workers that a sample is offered to before its verdict is infra_error."""
 
 
 class LearnerSection(Section):
-    ranks: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-6, gt=0)
+    ranks: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """From the learning rate to a tenth of it over job.steps."""
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    grad_clip: float = Field(1.0, gt=0)
+    grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     dtype: str = "float32"
     """Of the trained weights and the computation."""
-    max_tokens_per_pack: int = Field(2048, ge=64)
+    max_tokens_per_pack: int = Field(default=2048, ge=64)
     """Tokens in one forward pass of one rank."""
-    head_chunk_tokens: int = Field(1024, ge=16)
+    head_chunk_tokens: int = Field(default=1024, ge=16)
     """Response positions that go through the language-model head at a time."""
     activation_checkpointing: bool = False
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
     """Torch threads of a rank on a CPU; default: all cores that the process may use, divided by the ranks."""
-    memory_bytes: int = Field(0, ge=0)
+    memory_bytes: int = Field(default=0, ge=0)
 
 
 class PlacementSection(Section):
-    local_cpus: int | None = Field(None, ge=1)
+    local_cpus: int | None = Field(default=None, ge=1)
     """Ray CPUs of the cluster that a run starts for itself. They are counted, not reserved, and pools on one machine share
     its cores; default: 8 or the cores, whichever is more."""
     take_turns: bool | Literal["auto"] = "auto"
@@ -163,12 +163,12 @@ class PlacementSection(Section):
 class WeightSyncSection(Section):
     backend: str = "headrace"
     """Weight-transfer engine: ours (torch.distributed; gloo on a CPU, NCCL on a GPU)."""
-    timeout_seconds: float = Field(60, gt=0)
+    timeout_seconds: float = Field(default=60, gt=0)
     """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 weights become the serving dtype. Nearest undoes steps that are smaller than half the dtype's own
     (learner/rounding.py)."""
-    probe_tolerance: float = Field(0.03, gt=0)
+    probe_tolerance: float = Field(default=0.03, gt=0)
     """Attestation: largest distance between the engine's and the learner's log-probabilities of the probe sequences, as a
     share of their size (actors/weight_sync/attestation.py)."""
     clear_cache: bool = False
@@ -179,32 +179,32 @@ class WeightSyncSection(Section):
 class WarmStartSection(Section):
     data: Path
     """JSONL with `data.prompt_field` and `completion`: the supervised examples."""
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
     """How many of them, from the top; default all."""
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
 
 
 class EvaluationSection(Section):
-    prompts: int | None = Field(None, ge=1)
+    prompts: int | None = Field(default=None, ge=1)
     """Held-out rows, from the top; default all."""
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Samples per prompt at the training temperature; one greedy completion is made besides."""
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Evaluate each so many steps; 0: only before, after the warm start and at the end."""
 
 
 class CheckpointSection(Section):
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Steps between checkpoints; 0: only at the end and on Ctrl-C."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class MetricsSection(Section):
     host: str = "127.0.0.1"
     """Address that metrics and the controller's endpoint bind to."""
-    port: int = Field(0, ge=0, le=65535)
+    port: int = Field(default=0, ge=0, le=65535)
     """The controller's endpoint; 0: any free port."""
 
 

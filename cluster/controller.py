@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import structlog
@@ -118,6 +118,7 @@ class Controller:
             raise RuntimeError("no [warm_start] section")
         examples = self._prepared.warm_start
         batches = math.ceil(len(examples) / settings.batch_size)
+        loss = float("nan")
         for epoch in range(settings.epochs):
             for index in range(batches):
                 batch = examples[index * settings.batch_size : (index + 1) * settings.batch_size]
@@ -141,8 +142,10 @@ class Controller:
             lease_seconds=job.rollout.lease_seconds,
             drop_uniform=job.algorithm.dynamic_sampling,
         )
-        actor = ray.remote(max_restarts=0, max_concurrency=100, num_cpus=0)(QueueActor)
-        queue = actor.remote(job.job.name, prepared.train, plan, ledger, self._recorder.log_dir)
+        actor: Any = ray.remote(QueueActor)
+        queue = actor.options(max_restarts=0, max_concurrency=100, num_cpus=0).remote(
+            job.job.name, prepared.train, plan, ledger, self._recorder.log_dir
+        )
         self._recorder.queue = queue
         try:
             await self._fleet.attach_queue(queue)

@@ -30,10 +30,15 @@ class LearnerPool:
 
     def __init__(self, settings: WorkerSettings, requirements: Requirements, threads: int) -> None:
         self._settings = settings
-        actor = ray.remote(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
+        actor: Any = ray.remote(LearnerWorker)
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
         self._ranks = [
-            actor.options(**requirements.options(), runtime_env={"env_vars": environment}).remote(settings, rank)
+            actor.options(
+                **requirements.options(),
+                max_restarts=0,
+                concurrency_groups={"compute": 1, "transfer": 1},
+                runtime_env={"env_vars": environment},
+            ).remote(settings, rank)
             for rank in range(settings.world_size)
         ]
         self._reports: list[RankReport] = []

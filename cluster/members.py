@@ -60,8 +60,9 @@ class GeneratorKind:
         serial = int(name.rsplit("-", 1)[1])
         engine = msgspec.structs.replace(self._settings.engine, seed=self._settings.engine.seed + serial)
         settings = msgspec.structs.replace(self._settings, name=name, engine=engine)
-        actor = ray.remote(max_restarts=0, max_concurrency=1000)(Generator)
-        return actor.options(**self._requirements.options()).remote(settings)
+        actor: Any = ray.remote(Generator)
+        options = self._requirements.options()
+        return actor.options(**options, max_restarts=0, max_concurrency=1000).remote(settings)
 
     async def admit(self, member: Member, set_state: SetState) -> None:
         if self.publisher is None or self.workers is None:
@@ -102,8 +103,9 @@ class VerificationKind:
 
     def launch(self, name: str) -> Any:
         # A thread of its own for `report`: a look at the worker's health does not wait for the check that it is busy with.
-        actor = ray.remote(max_restarts=0, concurrency_groups={"watch": 1})(VerificationWorker)
-        return actor.options(**self._requirements.options()).remote(
+        actor: Any = ray.remote(VerificationWorker)
+        options = self._requirements.options()
+        return actor.options(**options, max_restarts=0, concurrency_groups={"watch": 1}).remote(
             self._run, name, self._host, self._verifier, self._log_dir
         )
 

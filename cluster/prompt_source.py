@@ -87,7 +87,7 @@ class PromptFormat(msgspec.Struct, frozen=True):
         messages = self.messages(row)
         if not self.chat_template:
             return tokenizer("\n\n".join(str(message.get("content", "")) for message in messages))["input_ids"]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
         return list(ids["input_ids"])
 
 

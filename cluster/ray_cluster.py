@@ -52,7 +52,9 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
                 _temp_dir=scratch,
             )
     except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}" if address else f"Ray: {error}") from error
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}" if address else f"Ray: {error}"
+        ) from error
     try:
         nodes = ray_nodes(ray.nodes())
         custom = custom_resources(nodes)

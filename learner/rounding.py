@@ -1,8 +1,8 @@
 """From float32 weights to a serving dtype without losing what was learned.
 
 A base model's weights lie exactly on bfloat16's grid. A step at the learning rates of reinforcement learning moves a weight
-by less than half a grid step, so rounding to the nearest undoes it: benchmarks/rounding.py shows how much of what a few steps
-have taught is left in the served model, either way.
+by less than half a grid step, so rounding to the nearest undoes it: benchmarks/rounding.py shows how much of what a few
+steps have taught is left in the served model, either way.
 
 Dithered rounding adds a fixed fraction of a grid step, another one for each weight, and truncates. In expectation over the
 weights nothing is lost; a weight on the grid stays where it is; and since the dither is fixed, a weight that does not move

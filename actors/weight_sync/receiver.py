@@ -12,10 +12,9 @@ from enum import StrEnum
 
 import msgspec
 import torch
-from torch.distributed import ProcessGroup
 
 from headrace.actors.weight_sync import transport
-from headrace.actors.weight_sync.transport import GroupAddress, Layout
+from headrace.actors.weight_sync.transport import Group, GroupAddress, Layout
 from headrace.verifiers.records import WeightManifest
 
 
@@ -43,7 +42,7 @@ class StagedReceiver:
         self._lock = threading.Lock()
         self._address: GroupAddress | None = None
         self._rank = 0
-        self._group: ProcessGroup | None = None
+        self._group: Group | None = None
         self._status = StagingStatus(StagingState.IDLE, None, 0.0, None, None)
         self._started = 0.0
         self._attempt = 0
@@ -94,7 +93,7 @@ class StagedReceiver:
             group.abort()
 
     def _run(
-        self, attempt: int, manifest: WeightManifest, address: GroupAddress, rank: int, group: ProcessGroup | None
+        self, attempt: int, manifest: WeightManifest, address: GroupAddress, rank: int, group: Group | None
     ) -> None:
         try:
             if group is None:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable
 
 import torch
-from torch.distributed import ProcessGroup, TCPStore
+from torch.distributed import TCPStore
 
 from headrace.actors.weight_sync import transport
-from headrace.actors.weight_sync.transport import GroupAddress, Layout
+from headrace.actors.weight_sync.transport import Group, GroupAddress, Layout
 from headrace.verifiers.records import WeightManifest, WeightTensor
 
 
@@ -29,7 +29,7 @@ class WeightSender:
         self._epoch = 0
         self._address: GroupAddress | None = None
         self._store: TCPStore | None = None
-        self._group: ProcessGroup | None = None
+        self._group: Group | None = None
         self._layout: Layout | None = None
         self._buckets: list[torch.Tensor] = []
         self.manifest: WeightManifest | None = None

@@ -12,15 +12,25 @@ import math
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from typing import Any, Protocol, cast
 
 import msgspec
 import torch
-from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 from headrace.verifiers.records import WeightTensor
 
 BUCKET_BYTES = 256 * 2**20
 ALIGNMENT = 256  # bytes; every tensor of a bucket starts at a multiple, so that it can be viewed in its own dtype
+
+
+class Group(Protocol):
+    """What is used of torch's process groups, whose stubs name neither."""
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> Any: ...
+
+    def abort(self) -> None:
+        """End every call under way in this process; the other members see the connection close."""
 
 
 class GroupAddress(msgspec.Struct, frozen=True):
@@ -87,7 +97,7 @@ def checksum(buckets: Iterable[torch.Tensor]) -> str:
     """sha256 of all bytes of the buckets, in order."""
     digest = hashlib.sha256()
     for bucket in buckets:
-        digest.update(memoryview(bucket.cpu().numpy()))
+        digest.update(bucket.cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -117,7 +127,7 @@ def join_store(address: GroupAddress) -> TCPStore:
     )
 
 
-def make_group(store: TCPStore, address: GroupAddress, rank: int, local_host: str) -> ProcessGroup:
+def make_group(store: TCPStore, address: GroupAddress, rank: int, local_host: str) -> Group:
     """Connect to every member of the epoch; blocks until all are there.
 
     Raises:
@@ -126,21 +136,21 @@ def make_group(store: TCPStore, address: GroupAddress, rank: int, local_host: st
     timeout = timedelta(seconds=address.timeout_seconds)
     prefixed = PrefixStore(f"headrace/{address.epoch}", store)
     if address.backend == "gloo":
-        options = ProcessGroupGloo._Options()
+        options = cast(Any, ProcessGroupGloo)._Options()
         options._timeout = timeout
         options._devices = [ProcessGroupGloo.create_device(hostname=local_host)]
-        return ProcessGroupGloo(prefixed, rank, address.world_size, options)
+        return cast(Any, ProcessGroupGloo)(prefixed, rank, address.world_size, options)
     if address.backend == "nccl":
         # Exists in GPU builds only, so it cannot be imported at the top of the file.
         from torch.distributed import ProcessGroupNCCL
 
         nccl_options = ProcessGroupNCCL.Options()
         nccl_options._timeout = timeout
-        return ProcessGroupNCCL(prefixed, rank, address.world_size, nccl_options)
+        return cast(Any, ProcessGroupNCCL)(prefixed, rank, address.world_size, nccl_options)
     raise ValueError(f"unknown backend {address.backend!r}: gloo or nccl")
 
 
-def broadcast(group: ProcessGroup, buckets: Sequence[torch.Tensor]) -> None:
+def broadcast(group: Group, buckets: Sequence[torch.Tensor]) -> None:
     """Send (rank 0) or receive (the others) all buckets; returns when they are complete.
 
     Raises:

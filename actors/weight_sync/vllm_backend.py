@@ -14,7 +14,7 @@ Between the last two, `headrace_staging` (the worker extension) says how far the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -78,7 +78,7 @@ class HeadraceWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         _, layout, buckets = self._joined().take()
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(layout.views(buckets))
+            cast(Any, self.model).load_weights(layout.views(buckets))
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:

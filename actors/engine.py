@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Log-probabilities, at temperature 1, of tokens 1.. of each sequence; never from a cache."""
+        """Log-probabilities, at temperature 1, of tokens 1.. of each sequence; never from a cache. Waits while paused."""
         ...
 
     @property

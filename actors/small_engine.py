@@ -88,6 +88,7 @@ class SmallEngine:
         return values.gather(-1, ids[1:, None])[:, 0].tolist()
 
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
+        await self._running.wait()  # a probe is a request: a frozen engine does not answer it
         return [self._sequence_logprobs(sequence) for sequence in sequences]
 
     async def join(self, address: GroupAddress, rank: int) -> None:

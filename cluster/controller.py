@@ -61,6 +61,7 @@ class Controller:
         self._evaluator = self._make_evaluator()
         self._results: dict[str, EvaluationResult] = {}
         self._stop = asyncio.Event()
+        self._publishing: asyncio.Task[PublishReport] | None = None
         self._step = 0
         self._saved_step = 0
 
@@ -158,7 +159,6 @@ class Controller:
 
     async def _learn(self) -> None:
         """Step by step to the end."""
-        publishing: asyncio.Task[PublishReport] | None = None
         turns = takes_turns(self._prepared)
         try:
             while self._step < self._job.job.steps:
@@ -169,18 +169,17 @@ class Controller:
                     batch = await self._take()
                 times.mark("wait")
                 if turns:
+                    # A frozen engine cannot show that it holds the version before: that ends first.
+                    times.sync = await self._published()
                     await self._fleet.pause_generators()
                 report = await self._train(batch)
                 times.add_learner(report)
-                if publishing is not None:
-                    with self._phase(f"waiting for version {self._step - 1} to reach the generators"):
-                        times.sync = await self._until(publishing, stoppable=False)
+                if not turns:
+                    times.sync = await self._published()
                 times.snapshot_seconds = await self._fleet.hold_snapshot(self._step)
-                publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
                 if turns:
-                    with self._phase(f"publishing version {self._step}"):
-                        times.sync, publishing = await self._until(publishing, stoppable=False), None
                     await self._fleet.resume_generators()
+                self._publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
                 await self._record(batch, report, times)
                 await self._after_step()
             await self._save()
@@ -188,13 +187,15 @@ class Controller:
             await self._save()
             raise
         finally:
-            if publishing is not None:
-                await self._settle(publishing)
+            await self._published()
 
-    async def _settle(self, publishing: asyncio.Task[PublishReport]) -> None:
-        """The last version's way to the generators ends before they are used or closed."""
-        with self._phase(f"waiting for version {self._step} to reach the generators"):
-            await publishing
+    async def _published(self) -> PublishReport | None:
+        """The newest version's way to the generators ends; None when none is under way."""
+        publishing, self._publishing = self._publishing, None
+        if publishing is None:
+            return None
+        with self._phase(f"waiting for version {self._fleet.publisher.version} to reach the generators"):
+            return await self._until(publishing, stoppable=False)
 
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, or what ended a pool."""
@@ -257,6 +258,7 @@ class Controller:
     async def _evaluate(self, label: str) -> None:
         if self._evaluator is None:
             return
+        await self._published()
         with self._phase(f"evaluating on {len(self._evaluator.prompts)} held-out prompts ({label})") as what:
 
             def progress(done: int, total: int) -> None:

@@ -99,8 +99,8 @@ class Generator:
         self._engine = engine
         _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
-        url = f"http://{self._settings.host}:{port}/metrics"
-        return MemberReport(os.getpid(), ray.util.get_node_ip_address(), url)
+        node = ray.util.get_node_ip_address()
+        return MemberReport(os.getpid(), node, telemetry.metrics_url(self._settings.host, port, node))
 
     @property
     def _started(self) -> Engine:

@@ -58,7 +58,8 @@ class VerificationWorker:
         self._inflight = 0
         self._done = 0
         self._busy_seconds = 0.0
-        self._report = MemberReport(os.getpid(), ray.util.get_node_ip_address(), f"http://{host}:{port}/metrics")
+        node = ray.util.get_node_ip_address()
+        self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
 
     def start(self) -> MemberReport:
         self._verifier.start()

@@ -22,8 +22,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.cluster.run_records import RunStatus
 from headrace.verifiers.errors import UserError
+from headrace.verifiers.telemetry import WILDCARDS
 
 CLIENT_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
 
 
 class ControllerAddress(msgspec.Struct, frozen=True):
@@ -75,7 +77,8 @@ class Endpoint:
         except OSError as error:
             raise UserError(f"metrics: cannot listen on {host}:{port}: {error.strerror}; set metrics.port") from error
         bound = self._runner.addresses[0]
-        return ControllerAddress(f"http://{bound[0]}:{bound[1]}", self._token, os.getpid())
+        reached = LOOPBACK if bound[0] in WILDCARDS else bound[0]
+        return ControllerAddress(f"http://{reached}:{bound[1]}", self._token, os.getpid())
 
     async def close(self) -> None:
         if self._runner is not None:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import ray
@@ -30,13 +30,11 @@ class LearnerPool:
 
     def __init__(self, settings: WorkerSettings, requirements: Requirements, threads: int) -> None:
         self._settings = settings
-        actor: Any = ray.remote(LearnerWorker)
+        actor = cast(Any, ray.remote)(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
         self._ranks = [
             actor.options(
                 **requirements.options(),
-                max_restarts=0,
-                concurrency_groups={"compute": 1, "transfer": 1},
                 runtime_env={"env_vars": environment},
             ).remote(settings, rank)
             for rank in range(settings.world_size)

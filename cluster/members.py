@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import ray
@@ -103,9 +103,8 @@ class VerificationKind:
 
     def launch(self, name: str) -> Any:
         # A thread of its own for `report`: a look at the worker's health does not wait for the check that it is busy with.
-        actor: Any = ray.remote(VerificationWorker)
-        options = self._requirements.options()
-        return actor.options(**options, max_restarts=0, concurrency_groups={"watch": 1}).remote(
+        actor = cast(Any, ray.remote)(max_restarts=0, concurrency_groups={"watch": 1})(VerificationWorker)
+        return actor.options(**self._requirements.options()).remote(
             self._run, name, self._host, self._verifier, self._log_dir
         )
 

@@ -65,17 +65,13 @@ RESTARTS = counter("headrace_member_restarts_total", "Members that died and were
 WEIGHT_SYNCS = counter("headrace_weight_syncs_total", "Weight versions published to the generators.")
 PUBLISH = histogram("headrace_weight_publish_seconds", "Time to send, swap and attest one version on all generators.")
 PAUSE = histogram("headrace_weight_pause_seconds", "Longest time that one generator stood still for one version.")
-VERIFIER_ERRORS = counter(
-    "headrace_verifier_errors_total", "Checks that did not run to their end, through no fault of the sample.", "reason"
-)
-
 CONTROLLER_METRICS = (
     *(STEP, STEPS, ELAPSED, PHASE_AGE, PEAK_MEMORY),
     *(REWARD, PASSED, TRUNCATED, EVALUATION_REWARD, STALENESS_MEAN, STALENESS_MAX, STALENESS_BOUND),
     *(LOSS, GRAD_NORM, LEARNING_RATE, KL, MISMATCH_KL, ENTROPY, CLIPPED, TIS_TRUNCATED, EFFECTIVE),
     *(SAMPLES, GENERATED, LEARNED, GROUPS, REISSUED, STEP_SECONDS, PHASE_SECONDS, BUSY),
     *(QUEUE, QUEUE_CAPACITY, OLDEST_LEASE, MEMBERS, RESTARTS),
-    *(WEIGHT_SYNCS, PUBLISH, PAUSE, VERIFIER_ERRORS),
+    *(WEIGHT_SYNCS, PUBLISH, PAUSE),
 )
 
 TABLES: dict[str, tuple[Metric, ...]] = {
@@ -87,8 +83,8 @@ TABLES: dict[str, tuple[Metric, ...]] = {
 
 
 def controller_telemetry(run: str) -> Telemetry:
-    """The controller's metrics. What no record holds is counted where it happens: `add(RESTARTS, pool=...)`,
-    `add(VERIFIER_ERRORS, reason=...)` and `update_from_sync`."""
+    """The controller's metrics. What no record holds is counted where it happens: `raise_to(RESTARTS, ...)` and
+    `update_from_sync`."""
     telemetry = Telemetry(CONTROLLER_METRICS, run=run, member="controller")
     # A rate needs the 0 before the first event.
     for pool in Pool:

@@ -121,6 +121,7 @@ class ElasticPool:
         self._changed = changed
         self._tell = tell
         self._restarts_left = restart_budget
+        self.replaced = 0  # members that died and had a successor
         self._serial = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._serving = asyncio.Condition()
@@ -249,6 +250,7 @@ class ElasticPool:
             return
         if self._restarts_left > 0:
             self._restarts_left -= 1
+            self.replaced += 1
             log.warning("member_replaced", member=member.name, reason=note, restarts_left=self._restarts_left)
             self._tell(f"{member.name} is lost ({note}); another one starts, {self._restarts_left} more may")
             self._start(member.restarts + 1)

@@ -85,6 +85,9 @@ class RunRecorder:
                 measured = now
             status = await self.status()
             metrics.update_from_status(self.telemetry, status, now)
+            if self.fleet is not None:
+                for pool in (self.fleet.rollout, self.fleet.verification):
+                    self.telemetry.raise_to(metrics.RESTARTS, pool.replaced, pool=pool.pool)
             self._display.update(status)
             self._display.tick(now)
             await asyncio.sleep(TICK_SECONDS)

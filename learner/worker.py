@@ -77,7 +77,7 @@ class LearnerWorker:
             self._sender = WeightSender(settings.sync_backend, self._node, settings.sync_timeout_seconds)
         self._metrics = telemetry.Telemetry(telemetry.LEARNER_METRICS, settings.run, name)
         self._server, port = telemetry.serve_metrics([self._metrics.registry], settings.host)
-        self._url = f"http://{settings.host}:{port}/metrics"
+        self._url = telemetry.metrics_url(settings.host, port, self._node)
 
     @ray.method(concurrency_group="compute")
     def start(self) -> RankReport:

@@ -45,6 +45,7 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 COMMON_LABELS = ("run", "member")
+WILDCARDS = ("0.0.0.0", "::")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
 
 
@@ -176,6 +177,11 @@ def serve_metrics(
             ) from error
         raise
     return server, server.server_port
+
+
+def metrics_url(host: str, port: int, node: str) -> str:
+    """Where others find what `serve_metrics` serves: a process that listens everywhere is found by its node's address."""
+    return f"http://{node if host in WILDCARDS else host}:{port}/metrics"
 
 
 def configure_logging(run: str, member: str, stream: TextIO | Path, level: int = logging.INFO) -> None:

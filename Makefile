@@ -50,7 +50,13 @@ types: $(STAMP) .typing/headrace ## pyright
 	@mkdir -p $@
 	@for floor in $(FLOORS); do ln -sfn ../../$$floor $@/$$floor; done
 
-bench: $(STAMP) ## the figures of README and docs, each by its script in benchmarks/
+.venv-trl/.installed: benchmarks/trl.lock $(STAMP)
+	@echo "== environment of the reference: .venv-trl"
+	@test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	@$(UV) pip install --python .venv-trl/bin/python $(TORCH) -r benchmarks/trl.lock
+	@touch $@
+
+bench: $(STAMP) .venv-trl/.installed ## the figures of README and docs, each by its script in benchmarks/
 	@$(BIN)/python -m benchmarks
 
 docs: $(STAMP) ## the generated parts of docs/ (the table of metrics)

@@ -93,6 +93,8 @@ class RolloutSection(Section):
     max_staleness: int = Field(default=1, ge=0)
     """Learner version minus the oldest version in a group; 0 is on-policy. Kept by admission, not by dropping."""
     max_tokens: int = Field(default=256, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    """A completion does not end before; for benchmarks, mostly."""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import msgspec
 import ray
 import structlog
 from ray.exceptions import RayError
@@ -23,10 +24,14 @@ from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 
 log = structlog.get_logger()
 
-HEALTH_SECONDS = 2.0  # between looks at a serving member
-HEALTH_DEADLINE = 30.0  # for an answer to such a look
-DRAIN_POLL_SECONDS = 0.2
-CLOSE_SECONDS = 15.0  # for a member to end its own processes
+
+class PoolTiming(msgspec.Struct, frozen=True):
+    """Seconds that the pool grants its members."""
+
+    health: float = 2.0  # between looks at a serving member
+    health_deadline: float = 30.0  # for an answer to such a look
+    drain_poll: float = 0.2  # between looks at a draining member
+    close: float = 15.0  # for a member to end its own processes
 
 
 class Member:
@@ -113,7 +118,10 @@ class ElasticPool:
         changed: Callable[[], Awaitable[None]],
         tell: Callable[[str], None],
         restart_budget: int = 5,
+        timing: PoolTiming = PoolTiming(),
+        end: Callable[[Any], None] = ray.kill,
     ) -> None:
+        """`end` takes a member's handle and ends its process for certain."""
         self.kind = kind
         self.pool = kind.pool
         self.members: dict[str, Member] = {}
@@ -124,7 +132,9 @@ class ElasticPool:
         self.replaced = 0  # members that died and had a successor
         self._serial = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._serving = asyncio.Condition()
+        self._timing = timing
+        self._end_actor = end
+        self._moved = asyncio.Event()
         self.failure: BaseException | None = None
 
     @property
@@ -157,7 +167,16 @@ class ElasticPool:
         if not task.cancelled() and (error := task.exception()) is not None:
             # A bug of ours, not a member's death: the job must not go on as if nothing were.
             log.error("pool_failed", pool=self.pool, error=repr(error))
-            self.failure = error
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait for a change of state look again."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     async def wait_serving(self, count: int, deadline_seconds: float) -> None:
         """Until `count` members serve.
@@ -166,17 +185,15 @@ class ElasticPool:
             PoolFailed: the pool can no longer reach that.
             TimeoutError: not within the deadline; says what each member does.
         """
-        async with self._serving:
-            try:
-                await asyncio.wait_for(
-                    self._serving.wait_for(lambda: len(self.serving) >= count or self.failure is not None),
-                    deadline_seconds,
-                )
-            except TimeoutError as error:
-                states = ", ".join(f"{m.name} {m.state} {m.note}".strip() for m in self.members.values())
-                raise TimeoutError(
-                    f"{count} serving member(s) of the {self.pool} pool after {deadline_seconds:.0f} s: {states}"
-                ) from error
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                while len(self.serving) < count and self.failure is None:
+                    await self._moved.wait()
+        except TimeoutError as error:
+            states = ", ".join(f"{m.name} {m.state} {m.note}".strip() for m in self.members.values())
+            raise TimeoutError(
+                f"{count} serving member(s) of the {self.pool} pool after {deadline_seconds:.0f} s: {states}"
+            ) from error
         self.raise_failure()
 
     def raise_failure(self) -> None:
@@ -188,8 +205,7 @@ class ElasticPool:
         log.info("member_state", member=member.name, state=state, before=before, note=note, version=member.version)
         if MemberState.SERVING in (before, state):
             await self._changed()
-        async with self._serving:
-            self._serving.notify_all()
+        self._wake()
 
     async def _live(self, member: Member) -> None:
         """The whole way of one member. Ends with the member gone, whatever happens."""
@@ -209,10 +225,10 @@ class ElasticPool:
         if member.handle is None:
             return
         try:
-            await asyncio.wait_for(member.handle.close.remote(), CLOSE_SECONDS)
+            await asyncio.wait_for(member.handle.close.remote(), self._timing.close)
         except (RayError, TimeoutError) as error:
             log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
-        ray.kill(member.handle)
+        self._end_actor(member.handle)
 
     async def _way(self, member: Member) -> tuple[str, bool]:
         member.handle = self.kind.launch(member.name)
@@ -224,8 +240,8 @@ class ElasticPool:
             if reason is not None:
                 return reason, True
         await self.set_state(member, MemberState.DRAINING)
-        while not await self.kind.drained(member):
-            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        while not await asyncio.wait_for(self.kind.drained(member), self._timing.health_deadline):
+            await asyncio.sleep(self._timing.drain_poll)
         return "drained", False
 
     async def _serve(self, member: Member) -> str | None:
@@ -234,13 +250,13 @@ class ElasticPool:
         try:
             while True:
                 done, _ = await asyncio.wait(
-                    {drain, member.failed}, timeout=HEALTH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    {drain, member.failed}, timeout=self._timing.health, return_when=asyncio.FIRST_COMPLETED
                 )
                 if member.failed in done:
                     return member.failed.result()
                 if drain in done:
                     return None
-                await asyncio.wait_for(self.kind.check(member), HEALTH_DEADLINE)
+                await asyncio.wait_for(self.kind.check(member), self._timing.health_deadline)
         finally:
             drain.cancel()
 
@@ -259,7 +275,7 @@ class ElasticPool:
             self._tell(f"{member.name} is lost ({note}) and not replaced: the pool's restarts are used up")
             member.note = f"retired: {note}"
             if not alive:
-                self.failure = PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}")
+                self._fail(PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}"))
 
     async def close(self) -> None:
         """End all members, and wait until they are gone."""

@@ -39,6 +39,7 @@ class PreparedJob(msgspec.Struct, frozen=True):
         rollout = self.job.rollout
         return Sampling(
             max_tokens=rollout.max_tokens,
+            min_tokens=rollout.min_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,

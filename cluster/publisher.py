@@ -46,10 +46,12 @@ class WeightPublisher:
         probe_sequences: list[list[int]],
         probe_tolerance: float,
         clear_cache: bool,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self.sender: Any = None  # actor handle of the learner's rank 0, once that is up
         self._workers = workers_per_member
         self._timeout_seconds = timeout_seconds
+        self._grace_seconds = grace_seconds
         self._probe_sequences = probe_sequences
         self._tolerance = probe_tolerance
         self._clear_cache = clear_cache
@@ -115,10 +117,11 @@ class WeightPublisher:
             if not broken:
                 return left, time.monotonic() - start
             self._group = ()
-            # A dead member breaks the transfer for the others too. The dead are given up; the others are told apart by
-            # trying once more without them.
-            failures += 1
-            gone = {name for name, (dead, _) in broken.items() if dead or failures > 1}
+            # A dead member breaks the transfer for the others too: the dead are given up, and the others are sent to
+            # again. Without a death to blame, whoever fails twice is given up.
+            gone = {name for name, (dead, _) in broken.items() if dead}
+            failures += not gone
+            gone = gone or (set(broken) if failures > 1 else set())
             for member in left:
                 if member.name in gone:
                     member.fail(f"did not receive version {self.version}: {broken[member.name][1]}")
@@ -128,7 +131,7 @@ class WeightPublisher:
 
     async def _transfer_once(self, members: list[Member], manifest: WeightManifest) -> Broken:
         """Broadcast to the group; what broke, by member."""
-        deadline = self._timeout_seconds + GRACE_SECONDS
+        deadline = self._timeout_seconds + self._grace_seconds
         sending = asyncio.wait_for(self.sender.send.remote(), deadline)
         receives = [
             asyncio.wait_for(member.handle.receive.remote(manifest, self._timeout_seconds), deadline)
@@ -148,9 +151,11 @@ class WeightPublisher:
         names = tuple(member.name for member in members)
         if names == self._group:
             return {}
-        address = await asyncio.wait_for(self.sender.open_group.remote(1 + len(members) * self._workers), GRACE_SECONDS)
+        address = await asyncio.wait_for(
+            self.sender.open_group.remote(1 + len(members) * self._workers), self._grace_seconds
+        )
         joins = [
-            asyncio.wait_for(member.handle.join.remote(address, 1 + index * self._workers), GRACE_SECONDS)
+            asyncio.wait_for(member.handle.join.remote(address, 1 + index * self._workers), self._grace_seconds)
             for index, member in enumerate(members)
         ]
         broken = sort_out(members, await asyncio.gather(*joins, return_exceptions=True))

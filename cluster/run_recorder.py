@@ -122,7 +122,7 @@ class RunRecorder:
         self._phase = what
         if restart:
             self._phase_since = time.time()
-            log.info("phase", what=what)
+            log.info("phase", what=what, elapsed=round(self.elapsed_seconds, 2))
 
     def event(self, line: str) -> None:
         log.info("event", line=line)

@@ -1,24 +1,15 @@
 """Whole runs on the tiny model, through a Ray cluster of their own, with everything real but the inference engine."""
 
-import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import msgspec
 import pytest
 from transformers import AutoModelForCausalLM
 
-from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.rollout_queue import CommitRecord
-from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.run_records import RunStatus, StepRecord
+from headrace.cluster.endpoint import ScaleRequest
 
-DEADLINE = 150.0
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -32,75 +23,16 @@ if __name__ == "__main__":
 """
 
 
-class Run:
-    """A run in a process of its own."""
-
-    def __init__(self, job: Path, *words: str) -> None:
-        program = job.parent / "program.py"
-        program.write_text(PROGRAM)
-        self.folder = RunFolder(job.parent / "run")
-        self.output = job.parent / "output.log"
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(program), str(job), *words], stdout=output, stderr=output, start_new_session=True
-            )
-
-    def finish(self) -> int:
-        return self.process.wait(DEADLINE)
-
-    def status(self) -> RunStatus:
-        return asyncio.run(ask(self.folder.read_controller(ControllerAddress), "GET", "/status"))
-
-    def scale(self, request: ScaleRequest) -> RunStatus:
-        address = self.folder.read_controller(ControllerAddress)
-        return asyncio.run(ask(address, "POST", "/scale", msgspec.json.encode(request)))
-
-    def until(self, condition, what: str) -> RunStatus:
-        """Ask for the status until the condition holds of it."""
-        end = time.monotonic() + DEADLINE
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise AssertionError(f"the run ended before {what}:\n{self.output.read_text()[-3000:]}")
-            if self.folder.controller.exists() and condition(status := self.status()):
-                return status
-            self.pause()
-        raise AssertionError(f"not {what} within {DEADLINE} s: {self.status()}")
-
-    def pause(self) -> None:
-        """Between two looks, without hurry."""
-        try:
-            self.process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            return
-
-    def steps(self) -> list[StepRecord]:
-        return [record for record in self.folder.read_metrics() if isinstance(record, StepRecord)]
-
-    def trained(self) -> list[str]:
-        lines = (self.folder.path / "ledger.jsonl").read_bytes().splitlines()
-        return [name for line in lines for name in msgspec.json.decode(line, type=CommitRecord).trained]
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
-
-
 @pytest.fixture
-def start(letters_job):
-    runs: list[Run] = []
+def start(letters_job, run_driver):
+    program = letters_job.parent / "program.py"
+    program.write_text(PROGRAM)
 
-    def start_run(*words: str) -> Run:
-        runs.append(Run(letters_job, *words))
-        return runs[-1]
+    def start_run(*words: str):
+        command = [sys.executable, str(program), str(letters_job), *words]
+        return run_driver(command, letters_job.parent / "run", letters_job.parent / "output.log")
 
-    yield start_run
-    for run in runs:
-        run.kill()
-
-
-def serving(status: RunStatus, pool: str) -> list:
-    return [member for member in status.members if member.pool == pool and member.state == "serving"]
+    return start_run
 
 
 def test_a_run_trains_evaluates_checkpoints_and_exports(start):
@@ -139,20 +71,22 @@ def test_pools_scale_and_heal_while_the_run_goes_on(start):
     run = start("--job.steps", "1000", "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 1, "at step 1")
     run.scale(ScaleRequest(rollout=2, verification=2))
-    run.until(lambda s: len(serving(s, "rollout")) == 2 and len(serving(s, "verification")) == 2, "scaled up")
-    victim = serving(run.status(), "rollout")[0]
+    run.until(lambda s: len(run.serving(s, "rollout")) == 2 and len(run.serving(s, "verification")) == 2, "scaled up")
+    victim = run.serving(run.status(), "rollout")[0]
     os.kill(victim.pid, signal.SIGKILL)
     healed = run.until(
-        lambda s: len(serving(s, "rollout")) == 2 and victim.name not in [m.name for m in serving(s, "rollout")],
+        lambda s: (
+            len(run.serving(s, "rollout")) == 2 and victim.name not in [m.name for m in run.serving(s, "rollout")]
+        ),
         "healed",
     )
-    newest = max(serving(healed, "rollout"), key=lambda member: member.since)
+    newest = max(run.serving(healed, "rollout"), key=lambda member: member.since)
     assert newest.restarts == 1
     assert newest.version is not None
     step = healed.step
     run.until(lambda status: status.step >= step + 2, "two steps after the death")
     run.scale(ScaleRequest(rollout=1, verification=1))
-    run.until(lambda s: len(serving(s, "rollout")) == 1 and len(serving(s, "verification")) == 1, "scaled down")
+    run.until(lambda s: len(run.serving(s, "rollout")) == 1 and len(run.serving(s, "verification")) == 1, "scaled down")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 0, run.output.read_text()[-3000:]
     trained = run.trained()

@@ -1,0 +1,107 @@
+"""A run in a process of its own, watched and steered from outside."""
+
+import asyncio
+import os
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
+from headrace.cluster.rollout_queue import CommitRecord
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_records import RunStatus, StepRecord
+
+DEADLINE = 240.0
+
+
+class Run:
+    """A run in a process of its own."""
+
+    def __init__(self, command: list[str], run_dir: Path, output: Path) -> None:
+        self.folder = RunFolder(run_dir)
+        self.output = output
+        self.mark = f"HEADRACE_TEST_RUN={uuid.uuid4().hex}"
+        environment = dict(os.environ, **dict([self.mark.split("=")]))
+        with output.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def finish(self) -> int:
+        return self.process.wait(DEADLINE)
+
+    def status(self) -> RunStatus:
+        return asyncio.run(ask(self.folder.read_controller(ControllerAddress), "GET", "/status"))
+
+    def scale(self, request: ScaleRequest) -> RunStatus:
+        address = self.folder.read_controller(ControllerAddress)
+        return asyncio.run(ask(address, "POST", "/scale", msgspec.json.encode(request)))
+
+    def until(self, condition, what: str) -> RunStatus:
+        """Ask for the status until the condition holds of it."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the run ended before {what}:\n{self.output.read_text()[-3000:]}")
+            if self.folder.controller.exists() and condition(status := self.status()):
+                return status
+            self.pause()
+        raise AssertionError(f"not {what} within {DEADLINE} s: {self.status()}")
+
+    def pause(self) -> None:
+        """Between two looks, without hurry."""
+        try:
+            self.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return
+
+    def steps(self) -> list[StepRecord]:
+        return [record for record in self.folder.read_metrics() if isinstance(record, StepRecord)]
+
+    def trained(self) -> list[str]:
+        lines = (self.folder.path / "ledger.jsonl").read_bytes().splitlines()
+        return [name for line in lines for name in msgspec.json.decode(line, type=CommitRecord).trained]
+
+    @staticmethod
+    def serving(status: RunStatus, pool: str) -> list[MemberStatus]:
+        return [member for member in status.members if member.pool == pool and member.state == "serving"]
+
+    def left_behind(self) -> list[str]:
+        """Processes that the run started and that outlive it."""
+        alive = psutil.wait_procs(self._family(), timeout=10)[1]
+        return [f"{process.pid} {process.name()}" for process in alive]
+
+    def _family(self) -> list[psutil.Process]:
+        """Whoever inherited the run's mark, whatever became of its parents."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                marked = self.mark.encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
+            except OSError:
+                continue  # ended meanwhile
+            if marked:
+                found.append(process)
+        return found
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(30)
+        for process in self._family():
+            process.kill()
+
+
+@pytest.fixture
+def run_driver():
+    """Starts runs: run_driver(command, run_dir, output). They are ended with the test."""
+    runs: list[Run] = []
+
+    def start(command: list[str], run_dir: Path, output: Path) -> Run:
+        runs.append(Run(command, run_dir, output))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()

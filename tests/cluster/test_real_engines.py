@@ -1,0 +1,68 @@
+"""One run with real vLLM engines: scaled from one to two, one of them killed, stopped by Ctrl-C, nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+JOB = f"""
+[job]
+name = "real"
+steps = 1000
+[model]
+base = "smollm2-135m"
+max_length = 160
+[data]
+train = "{REPOSITORY}/examples/booking/train.jsonl"
+[reward]
+function = "{REPOSITORY}/benchmarks/rewards.py:distinct"
+[algorithm]
+group_size = 2
+groups_per_step = 2
+[rollout]
+max_tokens = 16
+engine = {{ max_num_seqs = 8, block_size = 32 }}
+kv_cache_bytes = 268435456
+[checkpoint]
+every = 0
+"""
+
+
+@pytest.mark.timeout(600)
+def test_an_engine_is_added_and_a_killed_one_replaced_while_the_run_goes_on(tmp_path, run_driver):
+    job = tmp_path / "job.toml"
+    job.write_text(JOB)
+    shared_memory = set(os.listdir("/dev/shm"))
+    command = [str(Path(sys.executable).with_name("headrace")), "run", str(job), "--job.run-dir", str(tmp_path / "run")]
+    run = run_driver(command, tmp_path / "run", tmp_path / "output.log")
+    run.until(lambda status: status.step >= 1, "at step 1")
+    scaling = subprocess.run(
+        [*command[:1], "scale", str(tmp_path / "run"), "--rollout", "2"], capture_output=True, text=True, check=True
+    )
+    assert "rollout" in scaling.stdout
+    both = run.until(lambda status: len(run.serving(status, "rollout")) == 2, "two engines serving")
+    victim = run.serving(both, "rollout")[0]
+    engine = psutil.Process(victim.pid).children(recursive=True)
+    assert engine, "an engine is processes of its own"
+    os.kill(victim.pid, signal.SIGKILL)
+    healed = run.until(
+        lambda status: (
+            len(run.serving(status, "rollout")) == 2
+            and victim.name not in {member.name for member in run.serving(status, "rollout")}
+        ),
+        "the killed engine replaced",
+    )
+    assert psutil.wait_procs(engine, timeout=30)[1] == [], "the dead generator's engine processes live on"
+    assert all(member.version is not None for member in run.serving(healed, "rollout"))
+    run.until(lambda status: status.step >= healed.step + 2, "two more steps")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    trained = run.trained()
+    assert len(trained) == len(set(trained)) == 2 * len(run.steps())
+    assert run.left_behind() == []
+    assert set(os.listdir("/dev/shm")) <= shared_memory

@@ -8,12 +8,13 @@ import uuid
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.rollout_queue import CommitRecord
 from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.run_records import RunStatus, StepRecord
+from headrace.cluster.run_records import MemberStatus, RunStatus, StepRecord
 
 DEADLINE = 240.0
 

@@ -213,7 +213,7 @@ class ElasticPool:
         try:
             note, replace = await self._way(member)
         except (RayError, TimeoutError, AttestationFailed) as error:
-            note, replace = f"{type(error).__name__}: {first_line(error)}", True
+            note, replace = f"{type(error).__name__}: {first_line(error) or f'no answer while {member.state}'}", True
         finally:
             await self._end(member)
             await self.set_state(member, MemberState.GONE, note)

@@ -1,0 +1,327 @@
+"""The way of a pool's members, with members that are no processes: every death and delay is told to them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from headrace.actors.verification import MemberReport
+from headrace.cluster.pool import AttestationFailed, ElasticPool, Member, PoolFailed, PoolTiming, SetState
+from headrace.cluster.run_records import MemberState, Pool
+
+TIMING = PoolTiming(health=0.005, health_deadline=0.1, drain_poll=0.005, close=0.05)
+DEADLINE = 5.0  # of each wait in this file; nothing here takes a tenth of it
+WAY = [
+    MemberState.STARTING,
+    MemberState.SYNCING,
+    MemberState.ATTESTED,
+    MemberState.SERVING,
+    MemberState.DRAINING,
+    MemberState.GONE,
+]
+
+
+class Remote:
+    """A method of an actor handle."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = call
+
+
+class FakeActor:
+    """What a pool calls on a member's handle."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead = False
+        self.hangs_in: str | None = None
+        self.busy = False
+        self.closed = False
+        self.start = Remote(self._start)
+        self.close = Remote(self._close)
+
+    async def answer(self, method: str) -> None:
+        if self.dead:
+            raise RayActorError
+        if self.hangs_in == method:
+            await asyncio.Event().wait()
+
+    async def _start(self) -> MemberReport:
+        await self.answer("start")
+        return MemberReport(pid=1, node="here", metrics_url="http://here:1/metrics")
+
+    async def _close(self) -> None:
+        await self.answer("close")
+        self.closed = True
+
+
+class FakeKind:
+    """Generators in everything but generating. `born` is told of each new actor before the pool sees it."""
+
+    pool = Pool.ROLLOUT
+
+    def __init__(self, start_seconds: float = DEADLINE) -> None:
+        self.start_seconds = start_seconds
+        self.actors: dict[str, FakeActor] = {}
+        self.states: dict[str, list[MemberState]] = {}
+        self.born: Callable[[FakeActor], None] = lambda actor: None
+        self.refused: set[str] = set()
+        self.checks = 0
+
+    def launch(self, name: str) -> FakeActor:
+        actor = self.actors[name] = FakeActor(name)
+        self.born(actor)
+        return actor
+
+    async def admit(self, member: Member, set_state: SetState) -> None:
+        self.states[member.name] = [member.state]
+        await set_state(member, MemberState.SYNCING)
+        self.states[member.name].append(member.state)
+        if member.name in self.refused:
+            raise AttestationFailed("its probe is far off")
+        member.version = 3
+        await set_state(member, MemberState.ATTESTED)
+        self.states[member.name].append(member.state)
+
+    async def check(self, member: Member) -> None:
+        self.checks += 1
+        self._note(member)
+        await member.handle.answer("check")
+
+    async def drained(self, member: Member) -> bool:
+        self._note(member)
+        await member.handle.answer("drained")
+        return not member.handle.busy
+
+    def _note(self, member: Member) -> None:
+        seen = self.states[member.name]
+        if seen[-1] is not member.state:
+            seen.append(member.state)
+
+
+class Events:
+    """What the pool said, and who was ended."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.ended: list[str] = []
+        self.changes = 0
+
+    async def changed(self) -> None:
+        self.changes += 1
+
+    def end(self, actor: FakeActor) -> None:
+        actor.dead = True
+        self.ended.append(actor.name)
+
+
+@asynccontextmanager
+async def pool_of(kind: FakeKind, events: Events, restart_budget: int = 5) -> AsyncIterator[ElasticPool]:
+    pool = ElasticPool(kind, events.changed, events.told.append, restart_budget, TIMING, events.end)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the pool's tasks run until the condition holds."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_member_goes_through_all_states_in_order_and_is_ended():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        assert [member.version for member in pool.serving] == [3, 3]
+        await until(lambda: kind.checks >= 4)
+        await pool.scale(1)
+        leaver = pool.members["rollout-1"]
+        await until(lambda: leaver.state is MemberState.GONE)
+        assert kind.states["rollout-1"] + [leaver.state] == WAY
+        assert leaver.note == "drained"
+        assert kind.actors["rollout-1"].closed
+        assert events.ended == ["rollout-1"]
+        assert [member.name for member in pool.serving] == ["rollout-0"]
+    assert events.told == []
+
+
+async def test_a_dead_member_is_replaced_by_one_that_knows_of_it():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        kind.actors["rollout-0"].dead = True
+        await until(lambda: [member.name for member in pool.serving] == ["rollout-1"])
+        assert pool.members["rollout-0"].state is MemberState.GONE
+        assert pool.serving[0].restarts == 1
+        assert "rollout-0 is lost" in events.told[0]
+        assert "rollout-0" in events.ended
+
+
+async def test_a_frozen_member_is_found_out_within_the_health_deadline():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        kind.actors["rollout-0"].hangs_in = "check"
+        await until(lambda: [member.name for member in pool.serving] == ["rollout-1"])
+        assert "no answer while serving" in pool.members["rollout-0"].note
+
+
+async def test_a_member_that_someone_else_found_failed_is_replaced_with_the_reason():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        pool.serving[0].fail("did not receive version 4")
+        pool.members["rollout-0"].fail("a later reason")
+        await until(lambda: [member.name for member in pool.serving] == ["rollout-1"])
+        assert pool.members["rollout-0"].note == "did not receive version 4"
+
+
+async def test_a_hung_start_is_given_up_at_its_deadline_and_replaced():
+    kind, events = FakeKind(start_seconds=0.05), Events()
+
+    def born(actor: FakeActor) -> None:
+        actor.hangs_in = "start" if actor.name == "rollout-0" else None
+
+    kind.born = born
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        assert [member.name for member in pool.serving] == ["rollout-1"]
+        assert "no answer while starting" in pool.members["rollout-0"].note
+        assert events.ended == ["rollout-0"]
+
+
+async def test_a_member_that_is_not_attested_never_serves():
+    kind, events = FakeKind(), Events()
+    kind.refused = {"rollout-0"}
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        assert [member.name for member in pool.serving] == ["rollout-1"]
+        assert MemberState.SERVING not in kind.states["rollout-0"]
+        assert "its probe is far off" in pool.members["rollout-0"].note
+
+
+async def test_spent_restart_budget_fails_the_pool_and_wakes_who_waits_for_it():
+    kind, events = FakeKind(), Events()
+    kind.born = lambda actor: setattr(actor, "dead", True)
+    async with pool_of(kind, events, restart_budget=2) as pool:
+        await pool.scale(1)
+        with pytest.raises(PoolFailed, match="no members left"):
+            await pool.wait_serving(1, DEADLINE)
+        assert len(kind.actors) == 3
+        assert "restarts are used up" in events.told[-1]
+        with pytest.raises(PoolFailed):
+            pool.raise_failure()
+        pool.failure = None
+
+
+async def test_a_place_is_retired_while_the_others_go_on():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events, restart_budget=0) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        kind.actors["rollout-1"].dead = True
+        await until(lambda: pool.members["rollout-1"].note.startswith("retired: "))
+        pool.raise_failure()
+        assert [member.name for member in pool.serving] == ["rollout-0"]
+
+
+async def test_a_draining_member_finishes_what_it_holds():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        actor, leaver = kind.actors["rollout-1"], pool.members["rollout-1"]
+        actor.busy = True
+        await pool.scale(1)
+        await until(lambda: MemberState.DRAINING in kind.states["rollout-1"])
+        assert leaver not in pool.serving
+        assert not actor.closed
+        actor.busy = False
+        await until(lambda: leaver.state is MemberState.GONE)
+        assert actor.closed
+
+
+async def test_a_member_that_dies_or_freezes_while_draining_is_not_replaced():
+    for fault in ("dies", "freezes"):
+        kind, events = FakeKind(), Events()
+        async with pool_of(kind, events) as pool:
+            await pool.scale(2)
+            await pool.wait_serving(2, DEADLINE)
+            actor = kind.actors["rollout-1"]
+            actor.busy, actor.dead = True, fault == "dies"
+            actor.hangs_in = "drained" if fault == "freezes" else None
+            await pool.scale(1)
+            await until(lambda pool=pool: pool.members["rollout-1"].state is MemberState.GONE)
+            assert sorted(kind.actors) == ["rollout-0", "rollout-1"]
+
+
+async def test_scaling_changes_the_number_of_members_and_tells_of_each_change():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        await pool.scale(3)
+        await pool.wait_serving(3, DEADLINE)
+        assert events.changes == 3
+        await pool.scale(1)
+        await until(lambda: sum(m.state is MemberState.GONE for m in pool.members.values()) == 2)
+        assert [member.name for member in pool.serving] == ["rollout-0"]
+        assert events.changes == 5
+        with pytest.raises(ValueError, match="fewer than 1"):
+            await pool.scale(0)
+
+
+async def test_a_member_that_is_to_go_while_it_starts_never_serves():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await pool.scale(1)
+        await until(lambda: pool.members["rollout-1"].state is MemberState.GONE)
+        assert MemberState.SERVING not in kind.states["rollout-1"]
+
+
+async def test_too_few_serving_members_at_the_deadline_say_where_each_one_is():
+    kind, events = FakeKind(), Events()
+    kind.born = lambda actor: setattr(actor, "hangs_in", "start")
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        with pytest.raises(TimeoutError, match="rollout-0 starting"):
+            await pool.wait_serving(1, 0.02)
+
+
+async def test_an_error_of_our_own_fails_the_pool_instead_of_restarting_for_ever():
+    kind, events = FakeKind(), Events()
+
+    def broken(actor: FakeActor) -> None:
+        raise KeyError("a bug")
+
+    kind.born = broken
+    pool = ElasticPool(kind, events.changed, events.told.append, 5, TIMING, events.end)
+    await pool.scale(1)
+    with pytest.raises(KeyError, match="a bug"):
+        await pool.wait_serving(1, DEADLINE)
+    assert len(kind.actors) == 1
+    with pytest.raises(KeyError, match="a bug"):
+        await pool.close()
+
+
+async def test_closing_ends_every_member_even_one_that_does_not_answer():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        kind.actors["rollout-1"].hangs_in = "close"
+    assert sorted(events.ended) == ["rollout-0", "rollout-1"]
+    assert all(member.state is MemberState.GONE for member in pool.members.values())

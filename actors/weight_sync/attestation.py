@@ -7,6 +7,7 @@ learner under the same version. vLLM's own checksums digest `Parameter`s, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 Logprobs = Sequence[Sequence[float]]  # [sequences][tokens - 1]
@@ -23,10 +24,12 @@ def probe_distance(expected: Logprobs, got: Logprobs) -> float:
         raise ValueError(
             f"the engine's probe has {[len(row) for row in got]} tokens, not {[len(row) for row in expected]}"
         )
-    return max(
+    distances = [
         sum(abs(a - b) for a, b in zip(left, right, strict=True)) / (len(left) + sum(abs(a) for a in left))
         for left, right in zip(expected, got, strict=True)
-    )
+    ]
+    # `max` passes over a nan that is not its first value.
+    return max(distances) if all(distance == distance for distance in distances) else math.nan
 
 
 def attest(expected: Logprobs, got: Logprobs, tolerance: float) -> float:

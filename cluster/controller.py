@@ -82,16 +82,17 @@ class Controller:
             PoolFailed, StalledError, EvaluationFailed, RayError: the run cannot go on; the message says why.
         """
         checkpoint = self._checkpoints.newest()
-        await self._start(None if checkpoint is None else str(checkpoint.learner))
-        ledger = None
-        if checkpoint is None:
-            await self._begin()
-        else:
-            ledger = checkpoint.state.ledger
-            self._step = self._saved_step = checkpoint.state.step
-            self._results = self._recorder.load_results()
-        async with self._queue(ledger):
+        async with self._queue(checkpoint.state.ledger if checkpoint else None) as queue:
+            await self._start(None if checkpoint is None else str(checkpoint.learner))
+            if checkpoint is None:
+                await self._begin()
+            else:
+                self._step = self._saved_step = checkpoint.state.step
+                self._results = self._recorder.load_results()
+            self._recorder.queue = queue
+            await self._fleet.attach_queue(queue)
             await self._learn()
+            await queue.stop_leasing.remote()
         await self._finish()
 
     async def _start(self, checkpoint: str | None) -> None:
@@ -133,7 +134,8 @@ class Controller:
             await self._until(self._publish())
 
     @asynccontextmanager
-    async def _queue(self, ledger: Ledger | None) -> AsyncIterator[None]:
+    async def _queue(self, ledger: Ledger | None) -> AsyncIterator[Any]:
+        """The queue's actor; it comes up beside the pools, and leases nothing before it is attached to them."""
         job, prepared = self._job, self._prepared
         plan = QueuePlan(
             group_size=job.algorithm.group_size,
@@ -147,11 +149,8 @@ class Controller:
         queue = actor.options(max_restarts=0, max_concurrency=100, num_cpus=0).remote(
             job.job.name, prepared.train, plan, ledger, self._recorder.log_dir
         )
-        self._recorder.queue = queue
         try:
-            await self._fleet.attach_queue(queue)
-            yield
-            await queue.stop_leasing.remote()
+            yield queue
         finally:
             self._recorder.queue = None
             self._fleet.queue = None

@@ -92,7 +92,6 @@ class Controller:
             self._recorder.queue = queue
             await self._fleet.attach_queue(queue)
             await self._learn()
-            await queue.stop_leasing.remote()
         await self._finish()
 
     async def _start(self, checkpoint: str | None) -> None:
@@ -140,6 +139,7 @@ class Controller:
         plan = QueuePlan(
             group_size=job.algorithm.group_size,
             groups_per_step=job.algorithm.groups_per_step,
+            steps=job.job.steps,
             max_staleness=job.rollout.max_staleness,
             sampling=prepared.sampling,
             lease_seconds=job.rollout.lease_seconds,

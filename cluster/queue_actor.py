@@ -64,7 +64,6 @@ class QueueActor:
         self._generators: dict[str, GeneratorEntry] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
-        self._leasing = True
         self._failure: BaseException | None = None
         self._dropped_at_take = 0
 
@@ -76,7 +75,7 @@ class QueueActor:
     def _dispatch(self) -> None:
         """Grant what admission allows, to the generator with the most room first, one lease at a time."""
         now = time.monotonic()
-        while self._leasing:
+        while True:
             room = {
                 name: entry.inflight - len(self._queue.running_of(name))
                 for name, entry in self._generators.items()
@@ -165,9 +164,6 @@ class QueueActor:
 
     async def release(self) -> None:
         self._queue.release()
-
-    async def stop_leasing(self) -> None:
-        self._leasing = False
 
     async def ledger(self) -> Ledger:
         return self._queue.ledger()

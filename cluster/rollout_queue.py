@@ -35,6 +35,7 @@ class QueuePlan(msgspec.Struct, frozen=True):
 
     group_size: int
     groups_per_step: int
+    steps: int  # of the whole job: nothing is leased beyond what they take
     max_staleness: int
     sampling: Sampling
     lease_seconds: float
@@ -125,7 +126,7 @@ class RolloutQueue(Generic[Payload]):
         """Leases that a generator holding `member_version` may still get; at least 0."""
         plan = self.plan
         accepted = self.version * plan.groups_per_step + len(self._ready) + len(self._taken)
-        bound = (plan.max_staleness + member_version + 1) * plan.groups_per_step
+        bound = min(plan.max_staleness + member_version + 1, plan.steps) * plan.groups_per_step
         return max(0, bound - accepted - len(self._running))
 
     def lease(self, member: str, member_version: int, most: int, now: float) -> list[Lease]:

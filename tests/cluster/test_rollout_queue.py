@@ -26,6 +26,7 @@ def plan(**changes) -> QueuePlan:
     values = {
         "group_size": 2,
         "groups_per_step": 2,
+        "steps": 1000,
         "max_staleness": 1,
         "sampling": SAMPLING,
         "lease_seconds": 10.0,
@@ -54,6 +55,11 @@ def test_admission_grants_what_the_capacity_rule_allows_and_no_more():
     queue = RolloutQueue(Source(), plan(max_staleness=1, groups_per_step=2))
     assert len(queue.lease("g", 0, 100, now=0.0)) == 4
     assert queue.lease("g", 0, 100, now=0.0) == []
+
+
+def test_nothing_is_leased_beyond_what_the_jobs_steps_take():
+    queue = RolloutQueue(Source(), plan(max_staleness=5, groups_per_step=2, steps=2))
+    assert len(queue.lease("g", 0, 100, now=0.0)) == 4
 
 
 def test_a_generator_with_old_weights_gets_no_lease_that_would_end_too_stale():

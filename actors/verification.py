@@ -131,6 +131,9 @@ class VerificationClient:
         try:
             while name not in self._retired:
                 batch = [await self._waiting.get()]
+                if name in self._retired:  # it was, while it waited: the sample is another worker's
+                    self._waiting.put_nowait(batch[0])
+                    return
                 while len(batch) < BATCH and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
                 batch = [pending for pending in batch if not pending.verdict.done()]

@@ -1,0 +1,217 @@
+"""A generator's way to the verification workers: batches, retries elsewhere, and an end to every wait."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from headrace.actors.verification import BATCH, VerificationClient, VerificationWorker, infra_error
+from headrace.verifiers.base import Verifier, scored
+from headrace.verifiers.records import Sample, Verdict, VerdictKind
+
+SECONDS = 5.0  # nothing here takes a tenth of it
+
+
+class Remote:
+    """A method of an actor handle."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = call
+
+
+class Worker:
+    """A worker's handle. It answers with the sample's own number as the reward, once `gate` is open."""
+
+    def __init__(self, name: str, fault: BaseException | Verdict | None = None) -> None:
+        self.name = name
+        self.fault = fault
+        self.batches: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.verify = Remote(self._verify)
+
+    async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+        self.batches.append(len(samples))
+        await self.gate.wait()
+        if isinstance(self.fault, BaseException):
+            raise self.fault
+        return [
+            self.fault or Verdict(VerdictKind.PASS, sample.row["number"] / 1000, "match", {"by": self.name})
+            for sample in samples
+        ]
+
+
+@asynccontextmanager
+async def client_of(*workers: Worker, attempts: int = 3, timeout: float = SECONDS) -> AsyncIterator[VerificationClient]:
+    client = VerificationClient(timeout, attempts)
+    client.set_workers({worker.name: worker for worker in workers})
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def sample(number: int) -> Sample:
+    return Sample("text", {"number": number})
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_samples_that_wait_go_in_one_batch_and_each_gets_its_own_verdict():
+    worker = Worker("w")
+    worker.gate.clear()
+    async with client_of(worker) as client:
+        first = asyncio.create_task(client.verify(sample(0)))
+        await until(lambda: worker.batches == [1])
+        rest = [asyncio.create_task(client.verify(sample(number))) for number in range(1, BATCH + 11)]
+        await asyncio.sleep(0)
+        worker.gate.set()
+        verdicts = await asyncio.gather(first, *rest)
+    assert worker.batches == [1, BATCH, 10]
+    assert [verdict.reward for verdict in verdicts] == [number / 1000 for number in range(BATCH + 11)]
+
+
+async def test_a_busy_worker_leaves_the_samples_to_a_free_one():
+    busy, free = Worker("busy"), Worker("free")
+    busy.gate.clear()
+    async with client_of(busy) as client:
+        first = asyncio.create_task(client.verify(sample(0)))
+        await until(lambda: busy.batches == [1])
+        client.set_workers({"busy": busy, "free": free})
+        assert (await client.verify(sample(1))).details["by"] == "free"
+        busy.gate.set()
+        assert (await first).details["by"] == "busy"
+
+
+async def test_samples_of_a_worker_that_dies_are_verified_elsewhere():
+    dying, healthy = Worker("dying", RayActorError()), Worker("healthy")
+    dying.gate.clear()
+    async with client_of(dying) as client:
+        verdicts = [asyncio.create_task(client.verify(sample(number))) for number in range(3)]
+        await until(lambda: sum(dying.batches) == 3)
+        client.set_workers({"dying": dying, "healthy": healthy})
+        dying.gate.set()
+        assert [verdict.details["by"] for verdict in await asyncio.gather(*verdicts)] == ["healthy"] * 3
+
+
+async def test_a_worker_that_misses_the_deadline_is_given_no_more_and_its_samples_go_elsewhere():
+    frozen, healthy = Worker("frozen"), Worker("healthy")
+    frozen.gate.clear()
+    async with client_of(frozen, timeout=0.05) as client:
+        verdict = asyncio.create_task(client.verify(sample(1)))
+        await until(lambda: frozen.batches == [1])
+        client.set_workers({"frozen": frozen, "healthy": healthy})
+        assert (await verdict).details["by"] == "healthy"
+        assert (await client.verify(sample(2))).details["by"] == "healthy"
+        assert frozen.batches == [1]
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_check_that_never_runs_to_its_end_is_an_infra_error_after_the_attempts(attempts):
+    worker = Worker("w", infra_error("sandbox_died", "no memory"))
+    async with client_of(worker, attempts=attempts) as client:
+        verdict = await client.verify(sample(1))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "sandbox_died")
+    assert sum(worker.batches) == attempts
+
+
+async def test_a_worker_lost_at_the_last_attempt_is_named_in_the_verdict():
+    async with client_of(Worker("w", RayActorError()), attempts=1) as client:
+        verdict = await client.verify(sample(1))
+    assert verdict.kind is VerdictKind.INFRA_ERROR
+    assert verdict.reason == "worker_lost"
+    assert verdict.details["message"].startswith("w: ")
+
+
+async def test_a_verifier_that_raises_is_an_infra_error_with_its_last_line_and_the_worker_goes_on():
+    worker = Worker("w", RayTaskError("verify", "Traceback\nValueError: broken check", ValueError("broken check")))
+    async with client_of(worker, attempts=2) as client:
+        verdict = await client.verify(sample(1))
+        assert verdict.reason == "verifier_raised"
+        assert "broken check" in verdict.details["message"]
+        worker.fault = None
+        assert (await client.verify(sample(2))).kind is VerdictKind.PASS
+
+
+async def test_without_a_worker_a_sample_ends_as_an_infra_error_at_the_deadline():
+    async with client_of(timeout=0.02, attempts=2) as client:
+        verdict = await client.verify(sample(1))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "no_worker")
+
+
+async def test_samples_wait_for_the_first_worker():
+    async with client_of() as client:
+        verdict = asyncio.create_task(client.verify(sample(1)))
+        await asyncio.sleep(0)
+        client.set_workers({"w": Worker("w")})
+        assert (await verdict).kind is VerdictKind.PASS
+
+
+async def test_a_retired_worker_finishes_what_it_holds_and_gets_no_more():
+    old, new = Worker("old"), Worker("new")
+    old.gate.clear()
+    async with client_of(old) as client:
+        held = asyncio.create_task(client.verify(sample(0)))
+        await until(lambda: old.batches == [1])
+        client.set_workers({"new": new})
+        later = await client.verify(sample(1))
+        old.gate.set()
+        assert (await held).details["by"] == "old"
+        assert later.details["by"] == "new"
+        assert (await client.verify(sample(2))).details["by"] == "new"
+        assert old.batches == [1]
+
+
+async def test_a_worker_that_is_retired_while_idle_gets_no_more():
+    old, new = Worker("old"), Worker("new")
+    async with client_of(old) as client:
+        await client.verify(sample(0))
+        await asyncio.sleep(0)  # it waits for the next sample
+        client.set_workers({"new": new})
+        for number in range(1, 4):
+            assert (await client.verify(sample(number))).details["by"] == "new"
+    assert old.batches == [1]
+
+
+async def test_a_worker_that_comes_back_under_its_name_is_used_again():
+    worker, other = Worker("w"), Worker("other")
+    async with client_of(worker) as client:
+        client.set_workers({"other": other})
+        client.set_workers({"w": worker})
+        other.gate.clear()
+        assert (await client.verify(sample(1))).details["by"] == "w"
+
+
+class Shouting(Verifier):
+    started = closed = False
+
+    def verify(self, sample: Sample) -> Verdict:
+        return scored(float(sample.completion.isupper()), "case")
+
+    def start(self) -> None:
+        self.started = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_worker_starts_its_verifier_answers_in_order_and_counts(tmp_path):
+    verifier = Shouting()
+    worker = VerificationWorker("run", "verification-0", "127.0.0.1", verifier, str(tmp_path))
+    report = worker.start()
+    assert verifier.started
+    assert report.metrics_url.startswith("http://127.0.0.1:")
+    verdicts = worker.verify([Sample("YES", {}), Sample("no", {})])
+    assert [verdict.kind for verdict in verdicts] == [VerdictKind.PASS, VerdictKind.FAIL]
+    status = worker.report()
+    assert (status.inflight, status.done) == (0, 2)
+    assert status.busy_seconds > 0
+    worker.close()
+    assert verifier.closed

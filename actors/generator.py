@@ -19,7 +19,7 @@ import prometheus_client
 import ray
 import structlog
 
-from headrace.actors.engine import Engine, EngineSettings, Output, RequestFailed
+from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.verification import MemberReport, VerificationClient, log_stream
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -83,6 +83,7 @@ class Generator:
         self._metrics = telemetry.Telemetry(telemetry.GENERATOR_METRICS, settings.run, settings.name)
         self._verification = VerificationClient(settings.verify_timeout_seconds, settings.verify_attempts)
         self._engine: Engine | None = None
+        self._death: EngineDied | None = None
         self._inflight = 0
         self._groups = 0
         self._tokens = 0
@@ -141,6 +142,9 @@ class Generator:
         except RequestFailed as error:
             log.warning("request_failed", prompt=lease.prompt.id, error=str(error))
             output = Output("", [], [], [WeightSpan(self._started.version, 0, 0)], StopReason.ABORTED)
+        except EngineDied as error:
+            self._death = error
+            raise
         generated = time.monotonic()
         self._tokens += len(output.token_ids)
         self._metrics.add(telemetry.GENERATOR_TOKENS, len(output.token_ids))
@@ -205,6 +209,9 @@ class Generator:
         self._busy.freeze(frozen=False)
 
     async def status(self) -> GeneratorStatus:
+        """Raises EngineDied once a request has found that out: this process lives on, but is of no more use."""
+        if self._death is not None:
+            raise self._death
         return GeneratorStatus(
             version=self._started.version,
             inflight=self._inflight,

@@ -1,0 +1,293 @@
+"""A generator round an engine that answers as it is told: groups, verdicts, weights, and an engine's death."""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from headrace.actors.engine import EngineDied, EngineSettings, Output, RequestFailed
+from headrace.actors.generator import (
+    BusyClock,
+    Generator,
+    GeneratorSettings,
+    StagingFailed,
+    engine_environment,
+    group_numbers,
+)
+from headrace.actors.small_engine import spans_of
+from headrace.actors.verification import infra_error
+from headrace.actors.weight_sync.receiver import StagingState, StagingStatus
+from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers.records import (
+    Completion,
+    Group,
+    GroupNumbers,
+    Lease,
+    Prompt,
+    Sample,
+    Sampling,
+    StopReason,
+    Verdict,
+    VerdictKind,
+    WeightManifest,
+    WeightSpan,
+    decode,
+)
+
+SAMPLING = Sampling(max_tokens=4)
+PROMPT = Prompt(1, 5, [7, 8, 9], {"prompt": "hi"})
+SETTINGS = EngineSettings("model", 64, "float32", 0)
+MANIFEST = WeightManifest(3, [], "c" * 64)
+
+
+class FakeEngine:
+    """Ends its n-th request as `outcomes[n]` says, and the rest well."""
+
+    version = 2
+    slots = 8
+
+    def __init__(self) -> None:
+        self.outcomes: list[Output | Exception] = []
+        self.requests = 0
+        self.workers: list[StagingStatus] = []
+        self.calls: list[str] = []
+
+    async def start(self, settings: EngineSettings) -> None:
+        self.settings = settings
+
+    async def complete(self, token_ids: list[int], sampling: Sampling) -> Output:
+        self.requests += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else output(f"answer {self.requests}")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
+        return [[-1.0] * (len(sequence) - 1) for sequence in sequences]
+
+    async def join(self, address: GroupAddress, rank: int) -> None:
+        self.calls.append(f"join {rank}")
+
+    async def receive(self, manifest: WeightManifest) -> None:
+        self.calls.append(f"receive {manifest.version}")
+
+    async def staging(self) -> list[StagingStatus]:
+        return self.workers
+
+    async def swap(self, version: int, clear_cache: bool) -> float:
+        self.calls.append(f"swap {version}")
+        return 0.5
+
+    async def abort_update(self) -> None:
+        self.calls.append("abort")
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+class Remote:
+    """A method of an actor handle."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = call
+
+
+class Worker:
+    """A verification worker that passes what has an even number in it."""
+
+    def __init__(self) -> None:
+        self.verify = Remote(self._verify)
+
+    async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+        return [
+            Verdict(VerdictKind.PASS, 1.0, "even") if sample.completion[-1:] in "02468" else infra_error("odd", "")
+            for sample in samples
+        ]
+
+
+def output(text: str, spans: list[WeightSpan] | None = None) -> Output:
+    return Output(text, [1, 2], [-0.1, -0.2], spans or [WeightSpan(2, 0, 2)], StopReason.STOP)
+
+
+def lease(group_size: int) -> Lease:
+    return Lease(1, PROMPT, group_size, SAMPLING)
+
+
+@pytest.fixture
+async def generator(tmp_path):
+    settings = GeneratorSettings(
+        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:FakeEngine"
+    )
+    with mock.patch.dict(os.environ):
+        generator = Generator(settings)
+        report = await generator.start()
+    assert report.pid == os.getpid()
+    await generator.set_workers({"w": Worker()})
+    yield generator
+    await generator.close()
+
+
+def engine_of(generator: Generator) -> FakeEngine:
+    engine = generator._started
+    assert isinstance(engine, FakeEngine)
+    return engine
+
+
+async def test_a_lease_becomes_a_group_with_its_provenance_and_numbers(generator):
+    numbers_bytes, group_bytes = await generator.generate(lease(3))
+    group, numbers = decode(group_bytes, Group), decode(numbers_bytes, GroupNumbers)
+    assert (group.prompt, group.generator, group.sampling) == (PROMPT, "rollout-0", SAMPLING)
+    assert {completion.text: completion.verdict.reason for completion in group.completions} == {
+        "answer 1": "odd",
+        "answer 2": "even",
+        "answer 3": "odd",
+    }
+    assert numbers.scored == [1.0]
+    assert numbers.prompt_id == "1:5"
+    status = await generator.status()
+    assert (status.groups, status.tokens, status.inflight, status.version) == (1, 6, 0, 2)
+
+
+async def test_a_request_that_the_engine_gives_up_is_an_aborted_sample_of_its_group(generator):
+    engine_of(generator).outcomes = [output("2"), RequestFailed("too long"), output("4")]
+    _, payload = await generator.generate(lease(3))
+    group = decode(payload, Group)
+    assert [completion.stop_reason for completion in group.completions].count(StopReason.ABORTED) == 1
+    assert sorted(group_numbers(group).scored) == [1.0, 1.0]
+
+
+async def test_an_engine_that_died_fails_its_leases_and_every_look_at_it(generator):
+    engine_of(generator).outcomes = [EngineDied("its process was killed")]
+    await generator.status()
+    with pytest.raises(EngineDied):
+        await generator.generate(lease(1))
+    with pytest.raises(EngineDied, match="its process was killed"):
+        await generator.status()
+
+
+async def test_a_generator_whose_engine_was_not_started_says_so(tmp_path):
+    settings = GeneratorSettings(
+        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:FakeEngine"
+    )
+    generator = Generator(settings)
+    with pytest.raises(RuntimeError, match="has not been started"):
+        await generator.slots()
+    await generator.close()
+
+
+def staging(state: StagingState, checksum: str | None = None, error: str | None = None) -> StagingStatus:
+    return StagingStatus(state, 3, 0.25, checksum, error)
+
+
+async def test_an_update_is_staged_once_every_worker_of_the_engine_has_it(generator):
+    engine = engine_of(generator)
+    engine.workers = [staging(StagingState.READY, "a"), staging(StagingState.RECEIVING)]
+    receiving = asyncio.create_task(generator.receive(MANIFEST, 5.0))
+    done, _ = await asyncio.wait({receiving}, timeout=0.1)
+    assert not done
+    engine.workers = [staging(StagingState.READY, "a"), staging(StagingState.READY, "b")]
+    update = await receiving
+    assert (update.version, update.checksums) == (3, ["a", "b"])
+    assert engine.calls == ["receive 3"]
+
+
+async def test_a_transfer_that_fails_in_one_worker_is_aborted_in_all(generator):
+    engine = engine_of(generator)
+    engine.workers = [staging(StagingState.READY, "a"), staging(StagingState.FAILED, error="connection reset")]
+    with pytest.raises(StagingFailed, match="connection reset"):
+        await generator.receive(MANIFEST, 5.0)
+    assert engine.calls == ["receive 3", "abort"]
+
+
+async def test_a_transfer_that_does_not_end_is_aborted_at_its_deadline(generator):
+    engine = engine_of(generator)
+    engine.workers = [staging(StagingState.RECEIVING)]
+    with pytest.raises(StagingFailed, match="no complete weights after"):
+        await generator.receive(MANIFEST, 0.05)
+    assert engine.calls == ["receive 3", "abort"]
+
+
+async def test_a_frozen_generator_says_so(generator):
+    await generator.pause()
+    status = await generator.status()
+    assert status.paused
+    await generator.resume()
+    assert not (await generator.status()).paused
+
+
+def test_busy_seconds_count_work_that_is_not_frozen():
+    clock = BusyClock()
+    assert not grows(clock)
+    clock.set(working=True)
+    assert grows(clock)
+    clock.freeze(frozen=True)
+    assert not grows(clock)
+    clock.freeze(frozen=False)
+    assert grows(clock)
+    clock.set(working=False)
+    assert not grows(clock)
+
+
+def grows(clock: BusyClock) -> bool:
+    before, end = clock.seconds(), time.monotonic() + 0.002
+    while time.monotonic() < end:
+        pass
+    return clock.seconds() > before
+
+
+def completion(
+    verdict: Verdict, stop: StopReason = StopReason.STOP, spans: list[WeightSpan] | None = None
+) -> Completion:
+    return Completion("", [1], [-0.1], spans or [WeightSpan(4, 0, 1)], stop, verdict, 1.0, 0.5)
+
+
+def test_numbers_mask_out_samples_without_a_verdict_and_aborted_ones():
+    passed = Verdict(VerdictKind.PASS, 1.0, "match")
+    group = Group(
+        PROMPT,
+        [
+            completion(passed),
+            completion(Verdict(VerdictKind.FAIL, 0.25, "near")),
+            completion(infra_error("timeout", "")),
+            completion(passed, StopReason.ABORTED),
+        ],
+        "g",
+        SAMPLING,
+    )
+    numbers = group_numbers(group)
+    assert numbers.scored == [1.0, 0.25]
+    assert len(numbers.rewards) == 4
+    assert numbers.has_variance
+
+
+def test_numbers_name_the_oldest_and_the_newest_weights_of_any_token():
+    verdict = Verdict(VerdictKind.PASS, 1.0, "match")
+    group = Group(
+        PROMPT,
+        [completion(verdict, spans=spans_of([5, 5, 6])), completion(verdict, spans=spans_of([4]))],
+        "g",
+        SAMPLING,
+    )
+    numbers = group_numbers(group)
+    assert (numbers.oldest_version, numbers.newest_version) == (4, 6)
+    assert numbers.prompt_tokens == 3
+
+
+def test_an_engine_on_a_cpu_computes_where_the_job_says():
+    chosen = engine_environment(EngineSettings("m", 64, "float32", 0, threads="0-3"))
+    assert chosen["VLLM_CPU_OMP_THREADS_BIND"] == "0-3"
+    everything = engine_environment(EngineSettings("m", 64, "float32", 0))["VLLM_CPU_OMP_THREADS_BIND"]
+    assert {int(core) for core in everything.split(",")} == os.sched_getaffinity(0)
+    split = engine_environment(EngineSettings("m", 64, "float32", 0, tensor_parallel_size=2))
+    assert split["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 1
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in engine_environment(EngineSettings("m", 64, "bfloat16", 0, on_gpu=True))

@@ -15,7 +15,10 @@ from headrace.actors.generator import engine_environment
 from headrace.actors.weight_sync.attestation import attest, probe_distance
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.sender import WeightSender
+from headrace.actors.weight_sync.transport import free_port
 from headrace.cluster.base_model import demo_model_folder
+from headrace.learner.rank import LearnerRank
+from headrace.learner.settings import LearnerSettings
 from headrace.verifiers.records import Sampling, StopReason
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -64,9 +67,20 @@ class Setup:
         return [self.logprobs(sequence) for sequence in self.sequences]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> str:
+    """The demo model as a learner exports it: that vLLM and transformers load it is part of every test here."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    rank = LearnerRank(LearnerSettings(model=str(demo_model_folder()), total_steps=1), rank=0, world_size=1)
+    rank.setup("127.0.0.1", free_port("127.0.0.1"))
+    rank.export(folder)
+    rank.close()
+    return str(folder)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def setup():
-    folder = str(demo_model_folder())
+async def setup(exported):
+    folder = exported
     settings = EngineSettings(
         model=folder,
         max_length=256,

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from headrace.cluster.endpoint import ScaleRequest
@@ -91,3 +94,33 @@ def test_pools_scale_and_heal_while_the_run_goes_on(start):
     assert run.finish() == 0, run.output.read_text()[-3000:]
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 4 * len(run.steps())
+
+
+def test_two_learner_ranks_with_a_reference_policy_train_as_one(start):
+    run = start("--learner.ranks", "2", "--algorithm.kl-coef", "0.1", "--job.steps", "2")
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    steps = run.steps()
+    assert [record.step for record in steps] == [1, 2]
+    assert steps[0].kl == pytest.approx(0.0, abs=1e-6), "before the first step the policy is the reference"
+    assert steps[1].kl > 0
+    assert all(record.mismatch_kl < 1e-3 for record in steps if record.staleness_max == 0)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(start):
+    run = start("--job.steps", "1000")
+    run.until(lambda status: status.step >= 1, "at step 1")
+    run.process.send_signal(signal.SIGINT)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish() != 0
+    assert run.left_behind() == []
+
+
+def test_a_finished_run_is_exported_again_from_its_checkpoint(start, tmp_path):
+    run = start("--job.steps", "1")
+    assert run.finish() == 0, run.output.read_text()[-3000:]
+    output = tmp_path / "again"
+    headrace = Path(sys.executable).with_name("headrace")
+    subprocess.run([headrace, "export", run.folder.path, "--output", output], check=True, capture_output=True)
+    first = AutoModelForCausalLM.from_pretrained(run.folder.model).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(output).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -46,7 +46,7 @@ class CheckpointStore:
         """An empty folder for the learner's files of `step`."""
         folder = self._of(step)
         if folder.exists():
-            shutil.rmtree(folder)
+            _delete(folder)
         (folder / "learner").mkdir(parents=True)
         return folder / "learner"
 
@@ -61,7 +61,7 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint. Raises UserError when its state is damaged."""
-        folders = sorted(self._complete())
+        folders = self._complete()
         if not folders:
             return None
         path = folders[-1] / "state.json"
@@ -76,13 +76,19 @@ class CheckpointStore:
         return self._folder / f"step-{step:06d}"
 
     def _complete(self) -> list[Path]:
-        return [folder for folder in self._folder.glob("step-*") if (folder / MARKER).exists()]
+        """Oldest first."""
+        folders = [folder for folder in self._folder.glob("step-*") if (folder / MARKER).exists()]
+        return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
     def _drop_old(self) -> None:
-        for folder in sorted(self._complete())[: -self._keep]:
-            # The marker goes first: a folder that is half deleted is no checkpoint.
-            (folder / MARKER).unlink()
-            shutil.rmtree(folder)
+        for folder in self._complete()[: -self._keep]:
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """The marker goes first: a folder that is half deleted is no checkpoint."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -89,7 +89,8 @@ class Endpoint:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+        # A header may hold any bytes; aiohttp keeps those that are no UTF-8 as surrogates.
+        if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {self._token}".encode()):
             raise web.HTTPUnauthorized(text="give the token of RUN/controller.json as `Authorization: Bearer TOKEN`\n")
         return await handler(request)
 

@@ -76,7 +76,7 @@ class AlgorithmSection(Section):
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
     clip_low: float = Field(default=0.2, gt=0)
-    """The policy ratio is clipped below at 1 - clip_low."""
+    """The policy ratio is clipped below at 1 - clip_low. With one optimizer step a batch the ratio is 1, and nothing clips."""
     clip_high: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped above at 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
@@ -140,7 +140,7 @@ class LearnerSection(Section):
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     dtype: str = "float32"
-    """Of the trained weights and the computation."""
+    """Of the computation; weights, moments and reductions are float32."""
     max_tokens_per_pack: int = Field(default=2048, ge=64)
     """Tokens in one forward pass of one rank."""
     head_chunk_tokens: int = Field(default=1024, ge=16)

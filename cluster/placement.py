@@ -72,13 +72,14 @@ def custom_resources(nodes: list[Node]) -> frozenset[str]:
 
 
 def check_fits(wanted: list[Bundle], nodes: list[Node]) -> None:
-    """Place the bundles, largest first, each on the node with the least room that it fits on.
+    """Place the bundles, those bound to their pool's nodes first and then the largest first, each on the node with the least
+    room that it fits on.
 
     Raises:
         UserError: a bundle fits nowhere; names it, and what each node has left.
     """
     left = {node.name: dict(node.resources) for node in nodes}
-    for bundle in sorted(wanted, key=lambda b: (-b.resources.get("GPU", 0), -b.resources.get("CPU", 0))):
+    for bundle in sorted(wanted, key=_hardest_first):
         fitting = [
             name
             for name, free in left.items()
@@ -89,6 +90,11 @@ def check_fits(wanted: list[Bundle], nodes: list[Node]) -> None:
         chosen = left[min(fitting, key=lambda name: (left[name].get("GPU", 0), left[name].get("CPU", 0)))]
         for resource, amount in bundle.resources.items():
             chosen[resource] -= amount
+
+
+def _hardest_first(bundle: Bundle) -> tuple[bool, float, float]:
+    bound = f"headrace_{bundle.pool}" in bundle.resources
+    return not bound, -bundle.resources.get("GPU", 0), -bundle.resources.get("CPU", 0)
 
 
 def _does_not_fit(bundle: Bundle, wanted: list[Bundle], left: dict[str, dict[str, float]]) -> str:

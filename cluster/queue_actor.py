@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import ray
 import structlog
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from headrace.actors.engine import EngineDied
 from headrace.actors.verification import log_stream
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.rollout_queue import CommitRecord, Ledger, Outcome, QueuePlan, RolloutQueue
@@ -24,6 +26,8 @@ from headrace.verifiers import telemetry
 from headrace.verifiers.records import GroupNumbers, decode
 
 log = structlog.get_logger()
+
+ATTEMPTS = 5  # of one prompt that ends in an error which is no death, before the run fails with it
 
 
 class GeneratorEntry(msgspec.Struct, frozen=True):
@@ -57,7 +61,13 @@ class QueueActor:
     """A shell round `RolloutQueue`; every method runs in the actor's event loop."""
 
     def __init__(
-        self, run: str, source: PromptSource, plan: QueuePlan, ledger: Ledger | None, log_dir: str | None
+        self,
+        run: str,
+        source: PromptSource,
+        plan: QueuePlan,
+        ledger: Ledger | None,
+        log_dir: str | None,
+        cancel: Callable[[Any], None] = ray.cancel,
     ) -> None:
         telemetry.configure_logging(run, "queue", log_stream(log_dir, "queue"))
         self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
@@ -65,7 +75,8 @@ class QueueActor:
         self._calls: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._failure: BaseException | None = None
-        self._dropped_at_take = 0
+        self._dropped_at_take = self._queue.dropped
+        self._cancel = cancel
 
     async def set_generators(self, generators: dict[str, GeneratorEntry]) -> None:
         """The serving members of the moment; a member no longer named finishes what it holds and gets no more."""
@@ -103,12 +114,14 @@ class QueueActor:
         try:
             numbers = decode(await asyncio.wait_for(numbers_ref, self._queue.plan.lease_seconds), GroupNumbers)
         except (RayError, TimeoutError) as error:
-            lost = isinstance(error, RayActorError)
+            lost = isinstance(error, RayActorError | EngineDied)
             if lost:
                 # Its other leases learn the same from their own calls; no new one goes there.
                 self._generators = {key: entry for key, entry in self._generators.items() if key != name}
+            elif isinstance(error, RayTaskError) and lease.attempt >= ATTEMPTS:
+                raise
             else:
-                ray.cancel(numbers_ref)
+                self._cancel(numbers_ref)
             self._queue.give_back(lease.id)
             log.warning(
                 "lease_returned",

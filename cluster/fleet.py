@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import GeneratorSettings
-from headrace.cluster.learner_pool import LearnerPool, learner_threads
+from headrace.cluster.learner_pool import LearnerPool, launch_ranks, learner_threads
 from headrace.cluster.members import GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.placement import member_resources
 from headrace.cluster.pool import ElasticPool, Member
@@ -74,9 +74,11 @@ class Fleet:
         )
         self._generators.workers = self.verification
         self.learner = LearnerPool(
-            learner_worker_settings(prepared, log_dir),
-            Requirements(member_resources(job, Pool.LEARNER, custom)),
-            learner_threads(job.learner.threads, job.learner.ranks),
+            launch_ranks(
+                learner_worker_settings(prepared, log_dir),
+                Requirements(member_resources(job, Pool.LEARNER, custom)),
+                learner_threads(job.learner.threads, job.learner.ranks),
+            )
         )
         self.publisher.sender = self.learner.sender
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
 import msgspec
 import ray
 import structlog
+from ray.exceptions import RayActorError
 
 from headrace.cluster.members import Requirements
+from headrace.cluster.pool import PoolFailed, first_line
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.supervised import SupervisedExample
@@ -25,20 +27,20 @@ STEP_SECONDS = 3600.0
 CLOSE_SECONDS = 10.0
 
 
+def launch_ranks(settings: WorkerSettings, requirements: Requirements, threads: int) -> list[Any]:
+    """Create the actors of all ranks; returns their handles at once."""
+    actor = cast(Any, ray.remote)(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    options = {**requirements.options(), "runtime_env": {"env_vars": environment}}
+    return [actor.options(**options).remote(settings, rank) for rank in range(settings.world_size)]
+
+
 class LearnerPool:
     """Collective calls go to every rank, in the same order; answers are rank 0's where they are the same."""
 
-    def __init__(self, settings: WorkerSettings, requirements: Requirements, threads: int) -> None:
-        self._settings = settings
-        actor = cast(Any, ray.remote)(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
-        environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-        self._ranks = [
-            actor.options(
-                **requirements.options(),
-                runtime_env={"env_vars": environment},
-            ).remote(settings, rank)
-            for rank in range(settings.world_size)
-        ]
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        """`ranks`: actor handles of the ranks, in their order (`launch_ranks`)."""
+        self._ranks = list(ranks)
         self._reports: list[RankReport] = []
         self._state = MemberState.STARTING
         self.steps = 0
@@ -63,7 +65,7 @@ class LearnerPool:
             rank.train_step.remote([groups[index].payload for index in share], step)
             for rank, share in zip(self._ranks, shares, strict=True)
         ]
-        reports: list[StepReport] = await asyncio.wait_for(asyncio.gather(*calls), STEP_SECONDS)
+        reports: list[StepReport] = await gather_ranks("train_step", calls, STEP_SECONDS)
         self.steps = step
         self.busy_seconds += max(report.seconds for report in reports)
         slowest = max(reports, key=lambda report: report.fetch_seconds)
@@ -76,7 +78,7 @@ class LearnerPool:
             rank.supervised_step.remote(list(examples[index::count]), learning_rate)
             for index, rank in enumerate(self._ranks)
         ]
-        return (await asyncio.wait_for(asyncio.gather(*calls), STEP_SECONDS))[0]
+        return (await gather_ranks("supervised_step", calls, STEP_SECONDS))[0]
 
     async def finish_supervised(self) -> None:
         await self._all("finish_supervised")
@@ -110,11 +112,7 @@ class LearnerPool:
         self._state = MemberState.GONE
 
     async def _all(self, method: str, *arguments: Any, deadline: float = STEP_SECONDS) -> list[Any]:
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
-        try:
-            return await asyncio.wait_for(asyncio.gather(*calls), deadline)
-        except TimeoutError as error:
-            raise TimeoutError(f"the learner's {method} did not end within {deadline:.0f} s") from error
+        return await gather_ranks(method, [getattr(rank, method).remote(*arguments) for rank in self._ranks], deadline)
 
     def status(self, version: int, since: float) -> list[MemberStatus]:
         return [
@@ -135,6 +133,27 @@ class LearnerPool:
             )
             for rank in range(len(self._ranks))
         ]
+
+
+async def gather_ranks(method: str, calls: Sequence[Awaitable[Any]], deadline_seconds: float) -> list[Any]:
+    """The answers of all ranks to one call each.
+
+    Raises:
+        PoolFailed: a rank died; names it.
+        TimeoutError: not within the deadline.
+    """
+    try:
+        answers = asyncio.gather(*[_answer(rank, call) for rank, call in enumerate(calls)])
+        return await asyncio.wait_for(answers, deadline_seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"the learner's {method} did not end within {deadline_seconds:.0f} s") from error
+
+
+async def _answer(rank: int, call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except RayActorError as error:
+        raise PoolFailed(f"learner-{rank} is lost: {first_line(error)}") from error
 
 
 def group_tokens(group: TakenGroup) -> int:

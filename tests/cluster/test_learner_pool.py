@@ -1,0 +1,134 @@
+"""The learner's ranks as one thing, with ranks that are no processes; and how work is shared among them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.exceptions import RayActorError
+
+from headrace.cluster.learner_pool import LearnerPool, gather_ranks, group_tokens, learner_threads, share_groups
+from headrace.cluster.pool import PoolFailed
+from headrace.cluster.queue_actor import TakenGroup
+from headrace.cluster.run_records import MemberState
+from headrace.learner.rank import StepMetrics
+from headrace.learner.supervised import SupervisedExample
+from headrace.learner.worker import RankReport, StepReport
+from headrace.verifiers.records import GroupNumbers, StopReason
+
+
+class Method:
+    """A method of a rank's handle: notes what it is called with, and answers or fails."""
+
+    def __init__(self, calls: list[tuple[Any, ...]], name: str, answer: Any) -> None:
+        self._calls, self._name, self._answer = calls, name, answer
+
+    async def remote(self, *arguments: Any) -> Any:
+        self._calls.append((self._name, *arguments))
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+class FakeRank:
+    def __init__(self, rank: int, **answers: Any) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        own = {
+            "start": RankReport(100 + rank, f"node-{rank}", 7000 + rank, f"http://node-{rank}:1/metrics"),
+            "setup": 0.1,
+            "train_step": report(fetch=0.1 * (rank + 1), seconds=2.0 - rank),
+            "supervised_step": 0.5,
+            "save": 1.0 + rank,
+            "load": 7,
+            **answers,
+        }
+        for name, answer in own.items():
+            setattr(self, name, Method(self.calls, name, answer))
+
+
+def report(fetch: float, seconds: float) -> StepReport:
+    values = dict.fromkeys(StepMetrics.__struct_fields__, 1)
+    return StepReport(StepMetrics(**{**values, "phases": {}}), fetch, seconds)
+
+
+def taken(name: str, tokens: int, rewards: tuple[float, float] = (0.0, 1.0)) -> TakenGroup:
+    numbers = GroupNumbers(name, "g", 0, 0, 10, [tokens, tokens], list(rewards), 0, [StopReason.STOP] * 2, 0.0, 0.0)
+    return TakenGroup(numbers, f"payload of {name}")
+
+
+async def test_the_ranks_meet_where_the_first_one_says():
+    ranks = [FakeRank(0), FakeRank(1)]
+    pool = LearnerPool(ranks)
+    assert pool.sender is ranks[0]
+    assert [status.state for status in pool.status(0, 0.0)] == [MemberState.STARTING] * 2
+    await pool.start()
+    assert [rank.calls[-1] for rank in ranks] == [("setup", "node-0", 7000)] * 2
+    first, second = pool.status(3, 1.0)
+    assert (first.name, second.name) == ("learner-0", "learner-1")
+    assert (second.state, second.version, second.node, second.pid) == (MemberState.SERVING, 3, "node-1", 101)
+
+
+async def test_a_step_gives_every_rank_its_share_and_waits_for_the_slowest():
+    ranks = [FakeRank(0), FakeRank(1)]
+    pool = LearnerPool(ranks)
+    groups = [taken("a", 100), taken("b", 10), taken("c", 60), taken("d", 30)]
+    outcome = await pool.train_step(groups, 5)
+    shares = [rank.calls[0][1] for rank in ranks]
+    assert sorted(shares[0] + shares[1]) == [f"payload of {name}" for name in "abcd"]
+    assert shares == [["payload of a"], ["payload of b", "payload of c", "payload of d"]]
+    assert [rank.calls[0][2] for rank in ranks] == [5, 5]
+    assert outcome.fetch_seconds == 0.2
+    assert (pool.steps, pool.busy_seconds) == (5, 2.0)
+
+
+async def test_supervised_examples_are_dealt_out_one_by_one():
+    ranks = [FakeRank(0), FakeRank(1)]
+    examples = [SupervisedExample([index], [index]) for index in range(5)]
+    assert await LearnerPool(ranks).supervised_step(examples, 1e-4) == 0.5
+    assert [rank.calls[0][1] for rank in ranks] == [examples[0::2], examples[1::2]]
+
+
+async def test_saving_takes_as_long_as_its_slowest_rank_and_loading_says_the_step():
+    pool = LearnerPool([FakeRank(0), FakeRank(1)])
+    assert await pool.save("folder") == 2.0
+    assert await pool.load("folder") == 7
+    assert pool.steps == 7
+
+
+async def test_a_rank_that_dies_ends_the_call_with_its_name():
+    pool = LearnerPool([FakeRank(0), FakeRank(1, train_step=RayActorError())])
+    with pytest.raises(PoolFailed, match="learner-1 is lost"):
+        await pool.train_step([taken("a", 1)], 1)
+    assert pool.steps == 0
+
+
+async def test_an_error_in_a_rank_comes_through_as_it_is():
+    with pytest.raises(ValueError, match="no such folder"):
+        await LearnerPool([FakeRank(0, load=ValueError("no such folder"))]).load("folder")
+
+
+async def test_a_rank_that_does_not_answer_is_given_up_by_the_name_of_the_call():
+    with pytest.raises(TimeoutError, match="the learner's save did not end within 0 s"):
+        await gather_ranks("save", [asyncio.Event().wait()], 0.02)
+
+
+def test_a_group_without_variance_costs_the_learner_nothing():
+    assert group_tokens(taken("a", 30)) == 70
+    assert group_tokens(taken("a", 30, rewards=(1.0, 1.0))) == 0
+
+
+@given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 5))
+def test_every_group_has_one_rank_and_no_rank_more_than_its_fair_share_and_one_group(tokens, ranks):
+    shares = share_groups(tokens, ranks)
+    assert len(shares) == ranks
+    assert sorted(index for share in shares for index in share) == list(range(len(tokens)))
+    loads = [sum(tokens[index] for index in share) for share in shares]
+    assert max(loads) - min(loads) <= max(tokens, default=0)
+    assert share_groups(tokens, ranks) == shares
+
+
+def test_a_rank_has_the_threads_that_the_job_gives_it_or_its_share_of_the_cores():
+    assert learner_threads(3, 2) == 3
+    assert learner_threads(None, 10_000) == 1
+    assert learner_threads(None, 1) >= 1

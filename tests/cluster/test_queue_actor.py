@@ -1,0 +1,271 @@
+"""The queue's shell with generators that are no processes: what is handed out, what comes back, and what a death costs."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from headrace.actors.engine import EngineDied
+from headrace.cluster.queue_actor import ATTEMPTS, GeneratorEntry, QueueActor, TakeTimeout
+from headrace.cluster.rollout_queue import Ledger, QueuePlan
+from headrace.verifiers.records import GroupNumbers, Lease, Prompt, Sampling, StopReason, encode
+
+SECONDS = 5.0  # nothing here takes a tenth of it
+SHORT = 0.02
+
+
+class Source:
+    """Prompts without end, in order."""
+
+    def at(self, position: int) -> Prompt:
+        return self.prompt(0, position)
+
+    def prompt(self, epoch: int, ordinal: int) -> Prompt:
+        return Prompt(epoch, ordinal, [1, 2], {})
+
+
+class FakeGenerator:
+    """Its handle. Finishes a lease when told to, or at once; `call.remote` gives two references, as `num_returns=2` does."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self.leases: dict[str, Lease] = {}
+        self.answers: dict[str, asyncio.Future[bytes]] = {}
+        self.attempts: list[int] = []
+        self.fault: Exception | None = None
+        self.generate = self
+
+    def options(self, num_returns: int) -> "FakeGenerator":
+        assert num_returns == 2
+        return self
+
+    def remote(self, lease: Lease) -> tuple[asyncio.Future[bytes], Any]:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.leases[lease.prompt.id], self.answers[lease.prompt.id] = lease, answer
+        self.attempts.append(lease.attempt)
+        if self.fault is not None:
+            answer.set_exception(self.fault)
+        elif self.at_once:
+            self.finish(lease.prompt.id)
+        return answer, f"payload {lease.prompt.id}"
+
+    def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0), version: int = 0) -> None:
+        numbers = GroupNumbers(
+            prompt_id=prompt_id,
+            generator="g",
+            oldest_version=version,
+            newest_version=version,
+            prompt_tokens=2,
+            completion_tokens=[1, 1],
+            rewards=list(rewards),
+            passed=0,
+            stop_reasons=[StopReason.STOP] * 2,
+            generate_seconds=0.0,
+            verify_seconds=0.0,
+        )
+        self.answers[prompt_id].set_result(encode(numbers))
+
+    def die(self, error: Exception) -> None:
+        self.fault = error
+        for answer in self.answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+def engine_died() -> Exception:
+    """As Ray raises it in the caller: it is an EngineDied and a RayTaskError."""
+    error = EngineDied("killed")
+    return RayTaskError("generate", "Traceback\nEngineDied: killed", error).as_instanceof_cause()
+
+
+@pytest.fixture
+def make(tmp_path) -> Callable[..., QueueActor]:
+    def make_queue(
+        ledger: Ledger | None = None, cancel: Callable[[Any], None] = lambda ref: None, **changes
+    ) -> QueueActor:
+        values = {
+            "group_size": 2,
+            "groups_per_step": 2,
+            "steps": 100,
+            "max_staleness": 0,
+            "sampling": Sampling(max_tokens=4),
+            "lease_seconds": SECONDS,
+            "drop_uniform": False,
+        }
+        return QueueActor("run", Source(), QueuePlan(**{**values, **changes}), ledger, str(tmp_path), cancel)
+
+    return make_queue
+
+
+def entry(generator: FakeGenerator, version: int = 0, inflight: int = 8) -> GeneratorEntry:
+    return GeneratorEntry(generator, version, inflight)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_batch_is_taken_as_references_with_their_numbers(make):
+    queue, generator = make(), FakeGenerator(at_once=True)
+    await queue.set_generators({"g": entry(generator)})
+    batch = await queue.take(SECONDS)
+    assert [group.payload for group in batch.groups] == ["payload 0:0", "payload 0:1"]
+    assert [group.numbers.prompt_id for group in batch.groups] == ["0:0", "0:1"]
+    assert (await queue.commit(1)).trained == ["0:0", "0:1"]
+
+
+async def test_leases_go_where_there_is_most_room_and_never_above_what_a_generator_may_hold(make):
+    queue = make(max_staleness=10)
+    small, large = FakeGenerator(), FakeGenerator()
+    await queue.set_generators({"small": entry(small, inflight=1), "large": entry(large, inflight=3)})
+    await until(lambda: len(small.leases) + len(large.leases) == 4)
+    assert (len(small.leases), len(large.leases)) == (1, 3)
+
+
+async def test_nothing_is_handed_out_beyond_what_staleness_allows(make):
+    queue, generator = make(max_staleness=0), FakeGenerator()
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: len(generator.leases) == 2)
+    for name in list(generator.leases):
+        generator.finish(name)
+    await queue.take(SECONDS)
+    await queue.commit(1)
+    assert (await queue.status()).leased == 0, "the generator still holds the old weights"
+    await queue.set_generators({"g": entry(generator, version=1)})
+    await until(lambda: len(generator.leases) == 4)
+
+
+async def test_a_finished_group_makes_room_for_the_next_lease(make):
+    queue, generator = make(max_staleness=10), FakeGenerator()
+    await queue.set_generators({"g": entry(generator, inflight=1)})
+    await until(lambda: "0:0" in generator.leases)
+    generator.finish("0:0")
+    await until(lambda: "0:1" in generator.leases)
+
+
+@pytest.mark.parametrize("death", [RayActorError(), engine_died()], ids=["its process", "its engine"])
+async def test_leases_of_a_generator_that_died_are_handed_to_another_under_the_same_names(make, death):
+    queue, dying, other = make(), FakeGenerator(), FakeGenerator(at_once=True)
+    await queue.set_generators({"dying": entry(dying)})
+    await until(lambda: len(dying.leases) == 2)
+    dying.finish("0:0")
+    dying.die(death)
+    await queue.set_generators({"other": entry(other)})
+    batch = await queue.take(SECONDS)
+    assert {group.numbers.prompt_id for group in batch.groups} == {"0:0", "0:1"}
+    assert list(other.leases) == ["0:1"], "what was finished before the death is kept"
+    assert other.leases["0:1"].attempt == 2
+    assert dying.attempts == [1, 1], "a dead generator gets nothing more"
+    assert (await queue.status()).reissued == 1
+
+
+async def test_an_expired_lease_is_cancelled_and_handed_out_again(make):
+    cancelled: list[Any] = []
+    queue, generator = make(cancel=cancelled.append, lease_seconds=SHORT), FakeGenerator()
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: generator.attempts.count(1) == 2)
+    first = dict(generator.answers)
+    await until(lambda: generator.attempts.count(2) >= 2)
+    assert {id(ref) for ref in cancelled} >= {id(ref) for ref in first.values()}
+    assert set(generator.leases) == {"0:0", "0:1"}
+
+
+async def test_a_prompt_that_fails_every_time_without_a_death_fails_the_run(make):
+    queue, generator = make(groups_per_step=1), FakeGenerator()
+    generator.fault = RayTaskError("generate", "Traceback\nKeyError: 'bug'", KeyError("bug")).as_instanceof_cause()
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: generator.attempts == list(range(1, ATTEMPTS + 1)))
+    with pytest.raises(KeyError, match="bug"):
+        await take_with_patience(queue)
+    assert len(generator.attempts) == ATTEMPTS
+
+
+async def take_with_patience(queue: QueueActor) -> Any:
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                return await queue.take(SHORT)
+            except TakeTimeout:
+                continue
+
+
+async def test_an_answer_that_is_no_record_fails_the_take_instead_of_hanging(make):
+    queue, generator = make(), FakeGenerator()
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: len(generator.leases) == 2)
+    generator.answers["0:0"].set_result(b"not msgpack")
+    with pytest.raises(Exception, match=r"MessagePack|truncated|malformed|Expected"):
+        await take_with_patience(queue)
+
+
+async def test_a_take_without_a_full_batch_says_what_it_waits_for(make):
+    queue, generator = make(), FakeGenerator()
+    with pytest.raises(TakeTimeout, match="0 of 2 groups ready, 0 being generated by 0 serving"):
+        await queue.take(SHORT)
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: len(generator.leases) == 2)
+    generator.finish("0:0")
+    with pytest.raises(TakeTimeout, match="1 of 2 groups ready, 1 being generated by 1 serving"):
+        await queue.take(SHORT)
+
+
+async def test_a_take_that_waits_is_woken_by_the_last_group(make):
+    queue, generator = make(), FakeGenerator()
+    await queue.set_generators({"g": entry(generator)})
+    await until(lambda: len(generator.leases) == 2)
+    taking = asyncio.create_task(queue.take(SECONDS))
+    await asyncio.sleep(0)
+    generator.finish("0:0")
+    generator.finish("0:1")
+    assert len((await taking).groups) == 2
+
+
+async def test_filtered_and_dropped_groups_are_replaced_and_told_with_the_batch(make):
+    queue, generator = make(groups_per_step=1, drop_uniform=True), FakeGenerator()
+    nan = float("nan")
+    await queue.set_generators({"g": entry(generator)})
+    for name, rewards in (("0:0", (1.0, 1.0)), ("0:1", (nan, nan)), ("0:2", (0.0, 1.0))):
+        await until(lambda name=name: name in generator.leases)
+        generator.finish(name, rewards)
+    batch = await queue.take(SECONDS)
+    assert [group.numbers.prompt_id for group in batch.groups] == ["0:2"]
+    assert [numbers.prompt_id for numbers in batch.filtered] == ["0:0"]
+    assert batch.dropped == 1
+    record = await queue.commit(1)
+    assert (record.filtered, record.dropped) == (["0:0"], [("0:1", "infra_error")])
+
+
+async def test_a_released_batch_is_taken_again(make):
+    queue, generator = make(), FakeGenerator(at_once=True)
+    await queue.set_generators({"g": entry(generator)})
+    first = await queue.take(SECONDS)
+    await queue.release()
+    again = await queue.take(SECONDS)
+    assert [group.payload for group in again.groups] == [group.payload for group in first.groups]
+
+
+async def test_a_queue_from_a_ledger_hands_out_what_was_outstanding_first(make):
+    ledger = Ledger(cursor=9, outstanding=[(0, 4), (0, 7)], trained=5, filtered=1, dropped=1, version=3)
+    queue, generator = make(ledger), FakeGenerator(at_once=True)
+    await queue.set_generators({"g": entry(generator, version=3)})
+    batch = await queue.take(SECONDS)
+    assert {group.numbers.prompt_id for group in batch.groups} == {"0:4", "0:7"}
+    assert batch.dropped == 0, "the drops before the resume were told of then"
+    assert (await queue.ledger()).trained == 5
+
+
+async def test_a_generator_that_is_no_longer_named_finishes_what_it_holds(make):
+    queue, leaving, staying = make(max_staleness=10), FakeGenerator(), FakeGenerator()
+    await queue.set_generators({"leaving": entry(leaving, inflight=1), "staying": entry(staying, inflight=1)})
+    await until(lambda: len(leaving.leases) == len(staying.leases) == 1)
+    await queue.set_generators({"staying": entry(staying, inflight=1)})
+    for generator in (leaving, staying):
+        generator.finish(next(iter(generator.leases)))
+    batch = await queue.take(SECONDS)
+    assert {group.numbers.prompt_id for group in batch.groups} == {"0:0", "0:1"}
+    await until(lambda: len(staying.leases) == 2)
+    assert len(leaving.leases) == 1

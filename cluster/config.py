@@ -105,6 +105,9 @@ class RolloutSection(Section):
     """A lease that has not come back by then is handed out again."""
     dtype: str = "bfloat16"
     tensor_parallel_size: int = Field(default=1, ge=1)
+    engines_per_node: int | None = Field(default=None, ge=1)
+    """At most so many generators on a node; for clusters whose rollout nodes carry the Ray resource `headrace_rollout` (1 each,
+    as deploy/rayjob.yaml gives them). Default: as many as fit."""
     cpus: float = Field(default=1, ge=0)
     """Ray CPUs that one generator asks for."""
     gpus: float = Field(default=0, ge=0)

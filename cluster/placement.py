@@ -45,6 +45,9 @@ def member_resources(job: JobConfig, pool: Pool, custom: frozenset[str]) -> dict
     }
     if f"headrace_{pool}" in custom:
         wanted[f"headrace_{pool}"] = MARKER
+    if pool is Pool.ROLLOUT and job.rollout.engines_per_node is not None:
+        # A share of what each rollout node has 1 of; where no node has any, the job does not fit, and says so.
+        wanted["headrace_rollout"] = 1 / job.rollout.engines_per_node
     return {name: amount for name, amount in wanted.items() if amount > 0}
 
 

@@ -118,3 +118,13 @@ def test_a_job_that_is_said_to_fit_does_not_need_more_than_there_is(wanted, avai
         assert len(nodes) > 1 or not enough
     else:
         assert enough
+
+
+def test_engines_per_node_spreads_the_generators():
+    nodes = [Node(name, {"CPU": 64, "headrace_rollout": 1}) for name in ("a", "b")]
+    custom = custom_resources(nodes)
+    check_fits(bundles(job(rollout={"generators": 4, "engines_per_node": 2}), custom), nodes)
+    with pytest.raises(UserError, match="no place for rollout-"):
+        check_fits(bundles(job(rollout={"generators": 5, "engines_per_node": 2}), custom), nodes)
+    with pytest.raises(UserError, match="headrace_rollout"):
+        check_fits(bundles(job(rollout={"engines_per_node": 2}), frozenset()), [Node("c", {"CPU": 64})])

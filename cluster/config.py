@@ -76,7 +76,7 @@ class AlgorithmSection(Section):
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
     clip_low: float = Field(default=0.2, gt=0)
-    """The policy ratio is clipped below at 1 - clip_low. With one optimizer step a batch the ratio is 1, and nothing clips."""
+    """The policy ratio is clipped below at 1 - clip_low; with one optimizer step a batch it is 1, and nothing clips."""
     clip_high: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped above at 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
@@ -106,8 +106,8 @@ class RolloutSection(Section):
     dtype: str = "bfloat16"
     tensor_parallel_size: int = Field(default=1, ge=1)
     engines_per_node: int | None = Field(default=None, ge=1)
-    """At most so many generators on a node; for clusters whose rollout nodes carry the Ray resource `headrace_rollout` (1 each,
-    as deploy/rayjob.yaml gives them). Default: as many as fit."""
+    """At most so many generators on a node, where the rollout nodes carry the Ray resource `headrace_rollout` (1 each, as
+    deploy/rayjob.yaml gives them). Default: as many as fit."""
     cpus: float = Field(default=1, ge=0)
     """Ray CPUs that one generator asks for."""
     gpus: float = Field(default=0, ge=0)

@@ -1,4 +1,6 @@
-"""The controller's metrics, and the table of all metrics for docs/operations.md.
+"""The controller's metrics, and the table of all metrics for docs/operations.md, which `make docs` writes by
+
+    python -m headrace.cluster.metrics docs/operations.md
 
 `update_from_status` and `update_from_step` are called with what the controller publishes anyway, so a dashboard and
 `headrace status` cannot tell different stories.
@@ -6,9 +8,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
+from headrace.cluster.run_folder import atomic_write
 from headrace.cluster.run_records import EvaluationRecord, MemberState, Pool, RunStatus, StepRecord
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import (
     COMMON_LABELS,
     GENERATOR_METRICS,
@@ -168,3 +174,35 @@ def metrics_markdown() -> str:
             labels = ", ".join(f"`{label}`" for label in metric.labels)
             lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
     return "\n".join(lines) + "\n"
+
+
+TABLE_BEGIN = "<!-- metrics: written by `make docs` -->"
+TABLE_END = "<!-- metrics: end -->"
+
+
+def with_metrics(page: str) -> str:
+    """The page with the present tables between its markers. Raises ValueError when it does not have both, once each."""
+    if page.count(TABLE_BEGIN) != 1 or page.count(TABLE_END) != 1 or page.index(TABLE_BEGIN) > page.index(TABLE_END):
+        raise ValueError(f"has not one line {TABLE_BEGIN} and after it one line {TABLE_END}")
+    before, rest = page.split(TABLE_BEGIN)
+    return f"{before}{TABLE_BEGIN}\n\n{metrics_markdown()}\n{TABLE_END}{rest.split(TABLE_END)[1]}"
+
+
+def main(arguments: list[str]) -> None:
+    """Write the tables into the page. Raises UserError for a page that is missing or has no place for them."""
+    if len(arguments) != 1:
+        raise UserError("usage: python -m headrace.cluster.metrics PAGE.md")
+    path = Path(arguments[0])
+    try:
+        page = with_metrics(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    atomic_write(path, page.encode())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"headrace: {error}\n")
+        sys.exit(2)

@@ -33,11 +33,13 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not TOML: not UTF-8 text (byte {error.start})") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML: {error}") from error
-    _anchor_paths(values, path.parent.resolve())
+    anchor_paths(values, path.parent.resolve())
     given = parse_overrides(overrides)
     for (section, key), value in given.items():
         _set(values, section, key, value)
@@ -49,7 +51,8 @@ def check_job(values: dict[str, Any], place: Any = lambda where: ".".join(where)
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key goes first: what is missing is often missing because of it.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         where = [str(part) for part in first["loc"]]
         raise UserError(f"{place(where)}: {_explain(first, where)}") from error
 
@@ -57,7 +60,8 @@ def check_job(values: dict[str, Any], place: Any = lambda where: ".".join(where)
 def _explain(error: Any, where: list[str]) -> str:
     kind, message = error["type"], error["msg"]
     if kind == "extra_forbidden":
-        known = list(_model_at(where[:-1]).model_fields)
+        model = _model_at(where[:-1])
+        known = list(model.model_fields) if model else []
         near = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
         return f"unknown key {where[-1]!r}{hint}"
@@ -69,26 +73,36 @@ def _explain(error: Any, where: list[str]) -> str:
 
 
 def _describe(where: list[str]) -> str:
-    field = _model_at(where[:-1]).model_fields.get(where[-1])
+    model = _model_at(where[:-1])
+    field = model.model_fields.get(where[-1]) if model else None
     description = (field.description if field else None) or "give it in the job file"
     return description.split("\n")[0]
 
 
-def _model_at(where: list[str]) -> type[BaseModel]:
-    model: type[BaseModel] = JobConfig
+def _model_at(where: list[str]) -> type[BaseModel] | None:
+    """The section at that path; None inside a value, such as the second item of a list."""
+    model: type[BaseModel] | None = JobConfig
     for part in where:
+        if model is None:
+            return None
         annotation = model.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        sections = (option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next(sections, None)
     return model
 
 
 def _place(path: Path, text: str, where: list[str], given: dict[tuple[str, str], Any]) -> str:
     """`file:line: section.key`, or the command-line option."""
     name = ".".join(where)
-    if tuple(where[:2]) in given:
-        return f"--{name.replace('_', '-')}"
+    options = [[section, *key.split(".")] for section, key in given]
     line = _line_of(text, where)
+    if any(_holds(".".join(option), where) for option in options):
+        return f"--{name.replace('_', '-')}"
+    if line is None and where:
+        for option in options:
+            if option[: len(where)] == where:
+                return f"--{'.'.join(option).replace('_', '-')}"
     return f"{path}:{line}: {name}" if line else f"{path}: {name}" if name else str(path)
 
 
@@ -99,11 +113,15 @@ def _line_of(text: str, where: list[str]) -> int | None:
             section = header[1]
             if where and section.split(".")[0] == where[0]:
                 found = found or number
-        elif (key := re.match(r"\s*([\w.-]+)\s*=", line)) and ".".join(filter(None, (section, key[1]))) == ".".join(
-            where
-        ):
+        elif (key := re.match(r"\s*([\w.-]+)\s*=", line)) and _holds(f"{section}.{key[1]}".lstrip("."), where):
             return number
     return found
+
+
+def _holds(key: str, where: list[str]) -> bool:
+    """Whether `where` is the key or lies inside its value."""
+    parts = key.split(".")
+    return where[: len(parts)] == parts
 
 
 def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
@@ -136,18 +154,22 @@ def _toml_value(text: str) -> Any:
 
 
 def _set(values: dict[str, Any], section: str, key: str, value: Any) -> None:
-    target = values.setdefault(section, {})
+    target = values
     *parents, last = key.split(".")
-    for parent in parents:
+    for parent in (section, *parents):
         target = target.setdefault(parent, {})
-    target[last] = str(Path(value).resolve()) if (section, key) in PATH_KEYS and isinstance(value, str) else value
+        if not isinstance(target, dict):
+            raise UserError(f"--{section}.{key}: {parent!r} is a single value in the job file, not a table")
+    given = {section: {"base_dir": None, last: value}}
+    anchor_paths(given, Path.cwd())
+    target[last] = given[section][last]
 
 
-def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the file's relative paths independent of the working directory."""
+def anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make relative paths independent of the working directory: they start at `folder`."""
     for section, key in PATH_KEYS:
         table = values.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
+        if isinstance(table, dict) and isinstance(table.get(key), str | Path):
             table[key] = str(folder / table[key])
     reward = values.get("reward")
     if isinstance(reward, dict) and "base_dir" not in reward:
@@ -174,9 +196,9 @@ def _to_toml(value: Any) -> str:
         return "[" + ", ".join(_to_toml(item) for item in value) + "]"
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return "inf" if value > 0 else "-inf"
-    # JSON's strings, numbers and booleans are TOML's.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's strings, numbers and booleans are TOML's, but for one character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _to_toml(key)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import msgspec
 import numpy as np
 import pyarrow
@@ -83,11 +84,16 @@ class PromptFormat(msgspec.Struct, frozen=True):
         return str(self.messages(row)[-1].get("content", ""))
 
     def encode(self, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The prompt's token ids, [tokens]."""
+        """The prompt's token ids, [tokens]. Raises ValueError, saying what is wrong with the row."""
         messages = self.messages(row)
         if not self.chat_template:
             return tokenizer("\n\n".join(str(message.get("content", "")) for message in messages))["input_ids"]
-        ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        try:
+            ids: Any = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(f"does not fit the model's chat template: {error}") from error
         return list(ids["input_ids"])
 
 

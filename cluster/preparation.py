@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from headrace.cluster.base_model import check_base_model, resolve_base_model
 from headrace.cluster.config import JobConfig
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
+from headrace.learner.settings import LearnerSettings, torch_dtype
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec
 from headrace.verifiers.errors import UserError
@@ -57,6 +58,7 @@ def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
         UserError: the first thing found wrong, with its file and row, or its key.
     """
     check_base_model(job.model.base)
+    check_dtypes(job)
     train_rows = read_rows(job.data.train, "data.train")
     held_out_rows = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
     warm_rows = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
@@ -92,6 +94,12 @@ def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
             train.at(place).token_ids[-PROBE_TOKENS:] for place in range(min(PROBE_SEQUENCES, len(train)))
         ],
     )
+
+
+def check_dtypes(job: JobConfig) -> None:
+    """Raises UserError for a dtype that there is not, or that cannot be trained in."""
+    torch_dtype(job.rollout.dtype, "rollout.dtype")
+    _ = LearnerSettings(model=job.model.base, total_steps=job.job.steps, dtype=job.learner.dtype).compute_dtype
 
 
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:

@@ -51,16 +51,20 @@ class RunFolder:
         """Whether a run was started here."""
         return any(path.exists() for path in (self.job, self.metrics, self.summary, self.checkpoints))
 
+    def check(self, resume: bool = False) -> None:
+        """Raises UserError when the folder holds a run that is not to be resumed, or none that could be."""
+        if resume and not self.holds_run:
+            raise UserError(f"{self.path}: there is no run to resume here; start one without --resume")
+        if not resume and self.holds_run:
+            raise UserError(f"{self.path}: already holds a run; go on with --resume, or choose another --job.run-dir")
+
     def create(self, resume: bool = False) -> None:
         """Make the folder, or with `resume` take the run in it up again, and keep other writers out until `close`.
 
         Raises UserError: the folder already holds a run (or with `resume`: holds none), cannot be made, or is being
         written by a process that still lives.
         """
-        if resume and not self.holds_run:
-            raise UserError(f"{self.path}: there is no run to resume here; start one without --resume")
-        if not resume and self.holds_run:
-            raise UserError(f"{self.path}: already holds a run; go on with --resume, or choose another --job.run-dir")
+        self.check(resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()

@@ -17,8 +17,9 @@ from headrace.cluster.controller import Controller, Stopped
 from headrace.cluster.display import Display, make_display
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet
-from headrace.cluster.job_file import check_job, dump_job, load_job
+from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, prepare
+from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
@@ -29,6 +30,8 @@ from headrace.verifiers.errors import UserError
 from headrace.verifiers.function import CallableVerifier
 
 log = structlog.get_logger()
+
+LISTED_ROWS = 20  # of the prompts that do not fit
 
 CHANGEABLE = {
     "job": {"steps", "run_dir"},
@@ -62,19 +65,21 @@ def run_job(
     Raises:
         UserError: the input is wrong, found before a model is loaded.
     """
-    prepared = prepare(job, verifier)
     folder = RunFolder(run_folder_of(job))
+    folder.check(resume)
     if resume:
         check_compatible(job, folder)
-    folder.create(resume=resume)
-    try:
-        telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
-        folder.write_job(dump_job(job))
-        with ray_cluster(job) as cluster:
+    prepared = prepare(job, verifier)
+    # The folder is taken last: a job that is refused leaves none behind.
+    with ray_cluster(job) as cluster:
+        folder.create(resume=resume)
+        try:
+            telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
+            folder.write_job(dump_job(job))
             display = make_display(console or Console())
             return asyncio.run(_run(prepared, folder, display, cluster, engine_class))
-    finally:
-        folder.close()
+        finally:
+            folder.close()
 
 
 def run_folder_of(job: JobConfig) -> Path:
@@ -83,8 +88,6 @@ def run_folder_of(job: JobConfig) -> Path:
 
 def check_compatible(job: JobConfig, folder: RunFolder) -> None:
     """Raises UserError, naming the key, when the run in the folder is another job's."""
-    if not folder.job.exists():
-        raise UserError(f"{folder.path}: there is no run to resume here; start one without --resume")
     before = load_job(folder.job).model_dump(mode="json")
     for section, values in job.model_dump(mode="json").items():
         old = before.get(section)
@@ -110,11 +113,9 @@ async def _run(
         recorder.resume(-1, 0.0)  # nothing that a run before left without a checkpoint counts
     else:
         recorder.resume(checkpoint.state.step, checkpoint.state.elapsed_seconds)
-    if prepared.train.too_long:
-        listed = ", ".join(str(ordinal + 1) for ordinal in prepared.train.too_long[:20])
-        recorder.event(
-            f"{len(prepared.train.too_long)} prompt(s) are longer than the context and left out: row {listed}"
-        )
+    for source in filter(None, (prepared.train, prepared.held_out)):
+        if source.too_long:
+            recorder.event(too_long_notice(source))
     recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
     endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
@@ -141,6 +142,13 @@ async def _run(
         folder.controller.unlink(missing_ok=True)
         display.close(recorder.summary)
     return recorder.summary
+
+
+def too_long_notice(source: PromptSource) -> str:
+    """How many prompts do not fit the context, and which rows they are."""
+    rows = [str(ordinal + 1) for ordinal in source.too_long]
+    listed = ", ".join(rows[:LISTED_ROWS]) + (", ..." if len(rows) > LISTED_ROWS else "")
+    return f"{source.path.name}: {len(rows)} prompt(s) are longer than the context and left out: row {listed}"
 
 
 def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Any]:
@@ -214,13 +222,13 @@ class GRPOTrainer:
         values: dict[str, dict[str, Any]] = {
             "job": {"seed": seed},
             "model": {"base": base_model},
-            "data": {"train": Path(train_data).absolute()},
-            "reward": {"function": getattr(reward_fn, "__qualname__", type(reward_fn).__name__)},
+            "data": {"train": train_data},
+            "reward": {"function": getattr(reward_fn, "__qualname__", type(reward_fn).__name__), "base_dir": "."},
             "algorithm": {"group_size": group_size, "kl_coef": kl_coef},
             "learner": {"learning_rate": learning_rate},
         }
         if eval_data is not None:
-            values["data"]["held_out"] = Path(eval_data).absolute()
+            values["data"]["held_out"] = eval_data
         if run_dir is not None:
             values["job"]["run_dir"] = Path(run_dir)
         for name, value in overrides.items():
@@ -228,6 +236,7 @@ class GRPOTrainer:
             if not separator:
                 raise UserError(f"{name}: not an argument; a key of the job file is given as section__key")
             values.setdefault(section, {})[key] = value
+        anchor_paths(values, Path.cwd())
         self._values = values
         self.job = check_job(values)
 

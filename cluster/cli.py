@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import structlog
 import typer
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from headrace.cluster.controller import StalledError
@@ -88,7 +88,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"headrace: {error}\n")
+        # What an actor raised carries the trace of its process.
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        sys.stderr.write(f"headrace: {cause}\n")
         sys.exit(2)
     except (PoolFailed, StalledError, EvaluationFailed, RayError, TimeoutError) as error:
         log.error("run_failed", exc_info=True)

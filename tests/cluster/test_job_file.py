@@ -1,0 +1,256 @@
+"""From a TOML file and command-line values to a job: what is taken over, and what is refused with its place."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headrace.cluster.config import JobConfig
+from headrace.cluster.job_file import check_job, dump_job, load_job, parse_overrides
+from headrace.verifiers.errors import UserError
+
+JOB = """\
+[job]
+name = "letters"
+
+[model]
+base = "smollm2-135m"
+max_length = 64
+
+[data]
+train = "data/train.jsonl"
+
+[reward]
+verifier = "regex"
+options = { pattern = "a+" }
+
+[rollout]
+max_tokens = 8
+stop = ["\\n"]
+engine = { max_num_seqs = 8 }
+
+[learner]
+betas = [0.9, 0.95]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_job(text: str = JOB) -> Path:
+        path = tmp_path / "job.toml"
+        path.write_text(text)
+        return path
+
+    return write_job
+
+
+def changed(line: str, to: str) -> str:
+    assert line in JOB
+    return JOB.replace(line, to)
+
+
+def refusal(path: Path, *words: str) -> str:
+    """The one line with which the job is refused."""
+    with pytest.raises(UserError) as error:
+        load_job(path, words)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_files_values_and_the_defaults_make_the_job(write):
+    job = load_job(write())
+    assert (job.job.name, job.job.steps) == ("letters", 100)
+    assert job.reward.options == {"pattern": "a+"}
+    assert job.rollout.engine == {"max_num_seqs": 8}
+    assert job.learner.betas == (0.9, 0.95)
+    assert job.warm_start is None
+
+
+def test_the_files_relative_paths_start_at_its_folder_whatever_the_working_directory(write, tmp_path, monkeypatch):
+    path = write(changed('"smollm2-135m"', '"./model"') + '[warm_start]\ndata = "warm.jsonl"\n')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    job = load_job(path)
+    assert job.data.train == tmp_path / "data/train.jsonl"
+    assert job.warm_start.data == tmp_path / "warm.jsonl"
+    assert job.model.base == str(tmp_path / "model")
+    assert job.reward.base_dir == str(tmp_path)
+
+
+def test_the_command_lines_relative_paths_start_at_the_working_directory(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    words = ["--data.train", "other.jsonl", "--model.base=./model", "--reward.base-dir", "/checks"]
+    job = load_job(write(), words)
+    assert job.data.train == tmp_path / "elsewhere/other.jsonl"
+    assert job.model.base == str(tmp_path / "elsewhere/model")
+    assert job.reward.base_dir == "/checks"
+
+
+def test_a_hub_id_is_no_path(write):
+    assert load_job(write(), ["--model.base", "Qwen/Qwen3-0.6B"]).model.base == "Qwen/Qwen3-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "key", "value"),
+    [
+        (["--learner.learning-rate", "1e-5"], "learner", "learning_rate", 1e-5),
+        (["--learner.learning_rate=1e-5"], "learner", "learning_rate", 1e-5),
+        (["--job.name", "other run"], "job", "name", "other run"),
+        (["--placement.take-turns", "true"], "placement", "take_turns", True),
+        (["--placement.take-turns", "auto"], "placement", "take_turns", "auto"),
+        (["--rollout.stop", '["a", "b"]'], "rollout", "stop", ["a", "b"]),
+        (["--rollout.engine.max_num_seqs", "4"], "rollout", "engine", {"max_num_seqs": 4}),
+        (["--rollout.engine.block_size=32"], "rollout", "engine", {"max_num_seqs": 8, "block_size": 32}),
+        (["--algorithm.tis-cap", "inf"], "algorithm", "tis_cap", float("inf")),
+        (["--job.steps", "1", "--job.steps", "2"], "job", "steps", 2),
+        (["--data.system", "a = 1"], "data", "system", "a = 1"),
+    ],
+)
+def test_a_command_line_value_takes_the_place_of_the_files(write, words, section, key, value):
+    assert getattr(getattr(load_job(write(), words), section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "3"], "--steps: not an option of this command"),
+        (["steps"], "steps: not an option of this command"),
+        (["--job.steps"], "--job.steps: is missing its value"),
+        (["--job.steps", "0"], "--job.steps: input should be greater than or equal to 1, not 0"),
+        (["--job.stepps", "3"], "--job.stepps: unknown key 'stepps'; did you mean 'steps'?"),
+        (["--lerner.ranks", "3"], "--lerner.ranks: unknown key 'lerner'; did you mean 'learner'?"),
+        (["--learner.learning-rate", "fast"], "--learner.learning-rate: input should be a valid number"),
+        (["--job.name.first", "a"], "'name' is a single value in the job file, not a table"),
+    ],
+)
+def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, words, says):
+    assert says in refusal(write(), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (
+            changed("max_tokens = 8", "max_token = 8"),
+            "max_token = 8",
+            "rollout.max_token: unknown key 'max_token'; did you mean 'max_tokens'?",
+        ),
+        (changed("[rollout]", "[rolout]"), "[rolout]", "rolout: unknown key 'rolout'; did you mean 'rollout'?"),
+        (changed("max_tokens = 8", "zzzz = 8"), "zzzz = 8", "there are: generators, "),
+        (
+            changed("max_length = 64", 'max_length = "long"'),
+            'max_length = "long"',
+            "model.max_length: input should be a valid integer",
+        ),
+        (
+            changed("[learner]", "[learner]\nranks = 1.5"),
+            "ranks = 1.5",
+            "learner.ranks: input should be a valid integer",
+        ),
+        (changed("betas = [0.9, 0.95]", "betas = [0.9]"), "betas = [0.9]", "learner.betas.1: is missing"),
+        (
+            changed('stop = ["\\n"]', "stop = [1]"),
+            "stop = [1]",
+            "rollout.stop.0: input should be a valid string, not 1",
+        ),
+        (
+            changed('base = "smollm2-135m"\n', ""),
+            "[model]",
+            "model.base: is missing: Hub id, folder, or `smollm2-135m`",
+        ),
+        (changed('verifier = "regex"\n', ""), "[reward]", "reward: give either `verifier` or `function`"),
+        (
+            JOB + "[algorithm]\ngroup_size = 1\n",
+            "group_size = 1",
+            "algorithm.group_size: input should be greater than or equal to 2, not 1",
+        ),
+        (JOB + "[algorithm]\nname = 'grop'\n", "name = 'grop'", "algorithm.name: input should be 'grpo', not 'grop'"),
+        (JOB + "[warm_start]\nsamples = 3\n", "[warm_start]", "warm_start.data: is missing"),
+        (JOB + "[warm_start]\ndata = 'a'\nsample = 3\n", "sample = 3", "unknown key 'sample'; did you mean 'samples'?"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named_with_its_line(write, text, line, says):
+    path = write(text)
+    message = refusal(path)
+    assert message.startswith(f"{path}:{text.splitlines().index(line) + 1}: ")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (changed("max_tokens = 8", "max_tokens = 64"), "rollout.max_tokens (64) leaves no room for a prompt"),
+        (JOB.replace("[model]", "[modell]"), "unknown key 'modell'; did you mean 'model'?"),
+        ("job = 3\n" + JOB.split("\n\n", 1)[1], "job: "),
+        ("[job\n", "not TOML: "),
+        ("", "is missing"),
+    ],
+)
+def test_what_is_wrong_with_the_whole_file_is_named_with_the_file(write, text, says):
+    path = write(text)
+    message = refusal(path)
+    assert message.startswith(str(path))
+    assert says in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    assert refusal(tmp_path / "no.toml") == f"{tmp_path / 'no.toml'}: cannot be read: No such file or directory"
+    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'[job]\nname = "caf\xe9"\n')
+    assert "not UTF-8" in refusal(tmp_path / "latin.toml")
+
+
+def test_values_given_in_python_are_named_by_their_key():
+    with pytest.raises(UserError, match=r"^algorithm\.group_size: input should be greater than or equal to 2"):
+        check_job(
+            {
+                "model": {"base": "x"},
+                "data": {"train": "y"},
+                "reward": {"verifier": "regex"},
+                "algorithm": {"group_size": 1},
+            }
+        )
+
+
+def test_overrides_are_read_as_toml_where_they_are_toml():
+    values = parse_overrides(["--a.b", "1", "--a.c", "1.5.2", "--a.d", "'1'", "--a-b.c-d", "-1"])
+    assert values == {("a", "b"): 1, ("a", "c"): "1.5.2", ("a", "d"): "1", ("a_b", "c_d"): -1}
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+options = st.recursive(
+    st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=texts,
+    stop=st.lists(texts, max_size=3),
+    rate=st.floats(1e-12, 1.0),
+    cap=st.sampled_from([1.5, float("inf")]),
+    turns=st.sampled_from([True, False, "auto"]),
+    engine=st.dictionaries(texts, options, max_size=4),
+    system=st.none() | texts,
+)
+def test_a_dumped_job_is_the_same_job_when_it_is_loaded(tmp_path, name, stop, rate, cap, turns, engine, system):
+    job = JobConfig.model_validate(
+        {
+            "job": {"name": name},
+            "model": {"base": "owner/name"},
+            "data": {"train": "/data/train.jsonl", "system": system},
+            "reward": {"verifier": "regex", "options": engine},
+            "algorithm": {"tis_cap": cap},
+            "rollout": {"stop": stop, "engine": engine},
+            "learner": {"learning_rate": rate},
+            "placement": {"take_turns": turns},
+        }
+    )
+    path = tmp_path / "dumped.toml"
+    path.write_text(dump_job(job), encoding="utf-8", newline="")
+    assert load_job(path) == job

@@ -143,8 +143,8 @@ async def gather_ranks(method: str, calls: Sequence[Awaitable[Any]], deadline_se
         TimeoutError: not within the deadline.
     """
     try:
-        answers = asyncio.gather(*[_answer(rank, call) for rank, call in enumerate(calls)])
-        return await asyncio.wait_for(answers, deadline_seconds)
+        async with asyncio.timeout(deadline_seconds):
+            return await asyncio.gather(*[_answer(rank, call) for rank, call in enumerate(calls)])
     except TimeoutError as error:
         raise TimeoutError(f"the learner's {method} did not end within {deadline_seconds:.0f} s") from error
 

@@ -113,6 +113,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(start):
     run.process.send_signal(signal.SIGTERM)
     assert run.finish() != 0
     assert run.left_behind() == []
+    assert "Traceback" not in run.output.read_text()
 
 
 def test_a_finished_run_is_exported_again_from_its_checkpoint(start, tmp_path):

@@ -91,9 +91,14 @@ def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
         held_out=held_out,
         warm_start=warm_start_examples(job, warm_rows, layout, tokenizer),
         probe_sequences=[
-            train.at(place).token_ids[-PROBE_TOKENS:] for place in range(min(PROBE_SEQUENCES, len(train)))
+            probe_sequence(train.at(place).token_ids) for place in range(min(PROBE_SEQUENCES, len(train)))
         ],
     )
+
+
+def probe_sequence(prompt_ids: list[int]) -> list[int]:
+    """The end of a prompt; at least two tokens, since the first has no log-probability."""
+    return prompt_ids[-PROBE_TOKENS:] if len(prompt_ids) > 1 else prompt_ids * 2
 
 
 def check_dtypes(job: JobConfig) -> None:

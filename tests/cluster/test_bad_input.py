@@ -1,0 +1,208 @@
+"""Wrong input to the `headrace` command: one line that says what and where, exit status 2, no trace, nothing started."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from headrace.cluster.cli import main
+from headrace.cluster.job_file import dump_job, load_job
+
+COMMAND = Path(sys.executable).with_name("headrace")
+SECONDS = 60.0  # for the whole command; most of what it takes is importing torch and ray
+
+
+@pytest.fixture
+def refused(letters_job, monkeypatch, capsys) -> Callable[..., str]:
+    """Run the command here; returns the one line of the refusal. Nothing may get as far as Ray."""
+
+    def no_cluster(*arguments, **options) -> None:
+        raise AssertionError("a cluster was started for a job that is wrong")
+
+    monkeypatch.setattr(ray, "init", no_cluster)
+
+    def run(*words: str, command: str = "run") -> str:
+        monkeypatch.setattr(sys, "argv", ["headrace", command, *words])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 2
+        return one_line(capsys.readouterr().err)
+
+    return run
+
+
+def one_line(stderr: str) -> str:
+    assert stderr.startswith("headrace: ")
+    assert stderr.count("\n") == 1, stderr
+    return stderr.removeprefix("headrace: ").rstrip("\n")
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def process(tmp_path) -> Callable[..., str]:
+    """Run the installed command as a user does, with a `vllm` that must not be imported."""
+    trap = tmp_path / "trap" / "vllm"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text("raise RuntimeError('vllm was imported')\n")
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(trap.parent), "HF_HUB_OFFLINE": "1"}
+        start = time.monotonic()
+        done = subprocess.run(
+            [COMMAND, *words], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        assert time.monotonic() - start < SECONDS
+        return one_line(done.stderr)
+
+    return run
+
+
+def test_the_command_names_a_missing_data_file(letters_job, process):
+    (letters_job.parent / "train.jsonl").unlink()
+    assert process("run", str(letters_job)) == f"data.train: {letters_job.parent / 'train.jsonl'}: no such file"
+
+
+def test_the_command_names_a_misspelt_key_with_the_nearest_one(letters_job, process):
+    replace(letters_job, "group_size = 4", "groupsize = 4")
+    message = process("run", str(letters_job))
+    line = letters_job.read_text().splitlines().index("groupsize = 4") + 1
+    expected = f"{letters_job}:{line}: algorithm.groupsize: unknown key 'groupsize'; did you mean 'group_size'?"
+    assert message == expected
+
+
+def test_the_command_names_a_model_that_cannot_be_found(letters_job, process):
+    message = process("run", str(letters_job), "--model.base", "headrace-tests/no-such-model")
+    assert message.startswith("model.base: the tokenizer of 'headrace-tests/no-such-model' cannot be loaded: ")
+
+
+def test_the_command_names_a_malformed_line_of_the_data(letters_job, process):
+    path = letters_job.parent / "train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:6], '{"prompt": "cut off', *lines[6:]]) + "\n")
+    assert process("run", str(letters_job)).startswith(f"{path}:7: not a JSON object: ")
+
+
+def test_unreadable_data_is_named(letters_job, refused):
+    path = letters_job.parent / "train.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert refused(str(letters_job)).startswith(f"data.train: {path}: cannot be read: ")
+
+
+def test_a_row_without_a_prompt_is_named(letters_job, refused):
+    path = letters_job.parent / "train.jsonl"
+    path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    message = refused(str(letters_job))
+    assert message == f"{path}: row 2 has no 'prompt' field (data.prompt_field); it has ['question']"
+
+
+NO_SCHEMA = [{"type": "function", "function": {"name": "a", "parameters": {"type": "objekt"}}}]
+
+
+@pytest.mark.parametrize("tools", ["[{", "{}", '[{"type": "function"}]', json.dumps(NO_SCHEMA)])
+def test_an_invalid_tools_file_is_named(letters_job, refused, tools):
+    path = letters_job.parent / "tools.json"
+    path.write_text(tools)
+    replace(
+        letters_job, 'function = "rewards.py:score"', 'verifier = "tool_call"\noptions = { schema_path = "tools.json" }'
+    )
+    message = refused(str(letters_job))
+    assert message.startswith("reward: ")
+    assert str(path) in message
+
+
+def test_a_missing_tools_file_is_named(letters_job, refused):
+    replace(
+        letters_job, 'function = "rewards.py:score"', 'verifier = "tool_call"\noptions = { schema_path = "tools.json" }'
+    )
+    assert str(letters_job.parent / "tools.json") in refused(str(letters_job))
+
+
+def test_an_unknown_verifier_is_named_with_the_nearest_one(letters_job, refused):
+    replace(letters_job, 'function = "rewards.py:score"', 'verifier = "tool_cal"')
+    assert refused(str(letters_job)) == "reward: unknown verifier `tool_cal`; did you mean `tool_call`?"
+
+
+def test_an_unknown_model_is_named(letters_job, refused):
+    message = refused(str(letters_job), "--model.base", "smollm")
+    assert message == (
+        "model.base: unknown model 'smollm': give a hub id (owner/name), a model folder, or 'smollm2-135m'"
+    )
+
+
+def test_groups_of_one_are_refused(letters_job, refused):
+    message = refused(str(letters_job), "--algorithm.group-size", "1")
+    assert message == "--algorithm.group-size: input should be greater than or equal to 2, not 1"
+
+
+def test_a_value_of_the_wrong_type_is_named(letters_job, refused):
+    replace(letters_job, "learning_rate = 1e-3", 'learning_rate = "small"')
+    message = refused(str(letters_job))
+    assert message.startswith(f"{letters_job}:")
+    assert "learner.learning_rate: input should be a valid number" in message
+    assert message.endswith("not 'small'")
+
+
+def test_a_run_folder_that_holds_a_run_is_refused_and_left_as_it_is(letters_job, refused):
+    run = letters_job.parent / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("")
+    assert (
+        refused(str(letters_job)) == f"{run}: already holds a run; go on with --resume, or choose another --job.run-dir"
+    )
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_resuming_where_there_is_no_run_is_refused_and_makes_none(letters_job, refused):
+    run = letters_job.parent / "run"
+    assert refused(str(letters_job), "--resume") == f"{run}: there is no run to resume here; start one without --resume"
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--algorithm.group-size", "8"], "algorithm.group_size is 8, but the run in "),
+        (["--learner.learning-rate", "1e-4"], "learner.learning_rate is 0.0001, but the run in "),
+        (["--job.seed", "7"], "job.seed is 7, but the run in "),
+        (["--rollout.engine.slots", "4"], "rollout.engine is {'slots': 4}, but the run in "),
+        (["--warm-start.data", "warm.jsonl"], "[warm_start] is not as it was"),
+    ],
+)
+def test_resuming_another_job_is_refused_with_the_key(letters_job, refused, words, says):
+    run = letters_job.parent / "run"
+    run.mkdir()
+    (run / "job.toml").write_text(dump_job(load_job(letters_job)))
+    assert says in refused(str(letters_job), "--resume", *words)
+
+
+def test_a_job_that_is_refused_leaves_no_run_folder(letters_job, refused):
+    refused(str(letters_job), "--data.train", "gone.jsonl")
+    assert not (letters_job.parent / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "scale"])
+def test_asking_a_folder_without_a_live_run_is_refused(tmp_path, refused, command):
+    words = ["--rollout", "2"] if command == "scale" else []
+    assert "no run goes on here" in refused(str(tmp_path), *words, command=command)
+
+
+def test_scaling_nothing_is_refused(tmp_path, refused):
+    assert refused(str(tmp_path), command="scale") == "scale: give --rollout N, --verification N, or both"
+
+
+def test_exporting_a_folder_without_a_run_is_refused(tmp_path, refused):
+    message = refused(str(tmp_path / "run"), "--output", str(tmp_path / "model"), command="export")
+    assert message == f"{tmp_path / 'run'}: holds no run (there is no job.toml)"

@@ -1,0 +1,273 @@
+"""Data, verifier, model and prompts, checked before anything starts: what is taken, and what is refused by its place."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from headrace.cluster.config import JobConfig
+from headrace.cluster.job_file import load_job
+from headrace.cluster.preparation import prepare
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.function import CallableVerifier
+
+CHAT = PromptFormat("prompt", None, chat_template=True)
+PLAIN = PromptFormat("prompt", None, chat_template=False)
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def folder(letters_job) -> Path:
+    return letters_job.parent
+
+
+def job_in(folder: Path, *words: str) -> JobConfig:
+    return load_job(folder / "job.toml", words)
+
+
+def write_rows(path: Path, rows: list) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def refusal(job: JobConfig) -> str:
+    with pytest.raises(UserError) as error:
+        prepare(job)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_job_that_is_right_comes_out_with_all_that_it_needs(folder, tiny_model):
+    prepared = prepare(job_in(folder))
+    assert prepared.model == str(tiny_model)
+    assert len(prepared.train) == 16
+    assert len(prepared.held_out) == 16
+    assert prepared.sampling.max_tokens == 8
+    assert prepared.warm_start == []
+    assert len(prepared.probe_sequences) == 2
+    assert all(2 <= len(sequence) <= 48 for sequence in prepared.probe_sequences)
+
+
+def test_a_prompt_of_one_token_is_a_probe_all_the_same(folder):
+    write_rows(folder / "train.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    assert [len(each) for each in prepare(job_in(folder, "--data.chat-template", "false")).probe_sequences] == [2, 2]
+
+
+def test_the_probe_sequences_are_the_same_for_the_same_job(folder):
+    assert prepare(job_in(folder)).probe_sequences == prepare(job_in(folder)).probe_sequences
+
+
+def test_a_verifier_object_takes_the_place_of_the_jobs_own(folder):
+    verifier = CallableVerifier(lambda completion, row: 1.0)
+    assert prepare(job_in(folder, "--reward.function", "gone.py:score"), verifier).verifier is verifier
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"prompt": "a"', "train.jsonl:3: not a JSON object: "),
+        ("prompt: a", "train.jsonl:3: not a JSON object: "),
+        ('["prompt"]', "train.jsonl:3: a row is a JSON object, not list"),
+        ('{"promt": "a", "answer": 1}', "row 3 has no 'prompt' field (data.prompt_field); it has ['answer', 'promt']"),
+        ('{"prompt": null}', "row 3 has no 'prompt' field"),
+        ('{"prompt": "  "}', "row 3 'prompt' is empty"),
+        ('{"prompt": 7}', "row 3 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": []}', "row 3 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": [{"content": "a"}]}', "row 3 'prompt' is neither a string nor a list of chat messages"),
+    ],
+)
+def test_a_row_that_is_wrong_is_named_by_its_number(folder, line, says):
+    (folder / "train.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": "b"}}\n{line}\n')
+    assert says in refusal(job_in(folder))
+
+
+def test_a_message_that_the_chat_template_refuses_is_named_by_its_row(folder, tiny_model, tmp_path):
+    template = "{% for message in messages %}{{ 'a' + message['content'] }}{% endfor %}"
+    model = copy_of_the_tokenizer(tiny_model, tmp_path / "model", template)
+    for content in ({}, {"content": None}):
+        write_rows(folder / "train.jsonl", [{"prompt": "a"}, {"prompt": [{"role": "user", **content}]}])
+        assert "row 2 does not fit the model's chat template" in refusal(job_in(folder, "--model.base", str(model)))
+
+
+def copy_of_the_tokenizer(tiny_model: Path, target: Path, template: str | None) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(target)
+    (target / "config.json").write_text((tiny_model / "config.json").read_text())
+    return target
+
+
+def test_a_model_without_a_chat_template_is_refused_with_the_key_to_set(folder, tiny_model, tmp_path):
+    model = copy_of_the_tokenizer(tiny_model, tmp_path / "model", None)
+    job = job_in(folder, "--model.base", str(model))
+    assert "set data.chat_template = false" in refusal(job)
+    assert len(prepare(job_in(folder, "--model.base", str(model), "--data.chat-template", "false")).train) == 16
+
+
+def test_a_folder_without_a_tokenizer_is_named(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "model.base: the tokenizer of" in refusal(job_in(folder, "--model.base", str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.held-out", "warm-start.data"])
+def test_a_missing_file_is_named_with_its_key(folder, key):
+    words = [f"--{key}", str(folder / "gone.jsonl")]
+    assert refusal(job_in(folder, *words)) == f"{key.replace('-', '_')}: {folder / 'gone.jsonl'}: no such file"
+
+
+def test_a_file_without_rows_or_with_bytes_that_are_no_text_is_named(folder):
+    (folder / "train.jsonl").write_text("\n\n")
+    assert refusal(job_in(folder)).endswith("train.jsonl: holds no rows")
+    (folder / "train.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
+    assert "data.train: " in refusal(job_in(folder))
+    assert "cannot be read" in refusal(job_in(folder))
+
+
+def test_parquet_rows_are_rows_and_a_broken_parquet_file_is_named(folder):
+    path = folder / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "answer": [1, 2]}), path)
+    assert read_rows(path, "data.train") == [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
+    path.write_bytes(b"PAR1 and nothing else")
+    message = refusal(job_in(folder, "--data.train", str(path)))
+    assert message.startswith(f"data.train: {path}: cannot be read")
+
+
+def test_the_held_out_rows_are_checked_as_well(folder):
+    write_rows(folder / "held.jsonl", [{"prompt": "a"}, {"question": "b"}])
+    message = refusal(job_in(folder, "--data.held-out", str(folder / "held.jsonl")))
+    assert f"{folder / 'held.jsonl'}: row 2 has no 'prompt' field" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--reward.function", "gone.py:score"], "reward: "),
+        (["--reward.function", "rewards.py:scor"], "reward: "),
+        (["--model.base", "smollm3"], "model.base: unknown model 'smollm3'"),
+        (["--rollout.dtype", "float31"], "rollout.dtype: unknown dtype 'float31'"),
+        (["--learner.dtype", "float31"], "learner.dtype: unknown dtype 'float31'"),
+        (["--learner.dtype", "float16"], "learner.dtype: float16 cannot be trained in"),
+    ],
+)
+def test_a_name_that_names_nothing_is_refused_with_its_key(folder, words, says):
+    assert refusal(job_in(folder, *words)).startswith(says)
+
+
+def test_what_the_verifier_finds_wrong_with_a_row_is_named_by_its_number(folder, tmp_path):
+    schema = {"type": "function", "function": {"name": "cancel", "parameters": {"type": "object", "properties": {}}}}
+    (folder / "tools.json").write_text(json.dumps([schema]))
+    write_rows(folder / "train.jsonl", [{"prompt": "a"}, {"prompt": "b", "gold": 3}])
+    job = folder / "job.toml"
+    text = job.read_text().replace(
+        'function = "rewards.py:score"',
+        'verifier = "tool_call"\noptions = { schema_path = "tools.json", gold_field = "gold" }',
+    )
+    job.write_text(text.replace('held_out = "train.jsonl"\n', ""))
+    assert f"{folder / 'train.jsonl'}: row 2: " in refusal(job_in(folder))
+
+
+def test_prompts_longer_than_the_context_are_left_out_and_listed(folder):
+    rows = [{"prompt": "short"}, {"prompt": "x" * 200}, {"prompt": "short too"}, {"prompt": "y" * 96}]
+    write_rows(folder / "train.jsonl", rows)
+    prepared = prepare(job_in(folder))
+    assert prepared.train.too_long == [1, 3]
+    assert prepared.held_out.too_long == [1, 3]
+    assert {prepared.train.at(position).ordinal for position in range(4)} == {0, 2}
+
+
+def test_a_prompt_may_fill_the_context_up_to_the_completion_and_no_token_more(folder, tokenizer):
+    frame = len(CHAT.encode({"prompt": "a"}, tokenizer)) - 1
+    room = 96 - 8 - frame
+    write_rows(folder / "train.jsonl", [{"prompt": "x" * room}, {"prompt": "x" * (room + 1)}])
+    assert prepare(job_in(folder)).train.too_long == [1]
+
+
+def test_a_file_of_which_nothing_fits_is_refused(folder):
+    write_rows(folder / "train.jsonl", [{"prompt": "x" * 200}])
+    assert "no prompt fits" in refusal(job_in(folder))
+
+
+def warm_job(folder: Path, rows: list, *words: str) -> JobConfig:
+    write_rows(folder / "warm.jsonl", rows)
+    return job_in(folder, "--warm-start.data", str(folder / "warm.jsonl"), *words)
+
+
+def test_warm_start_examples_are_prompt_and_completion_with_the_token_that_ends_a_turn(folder, tokenizer):
+    rows = [{"prompt": "say", "completion": "abc"}, {"prompt": "say", "completion": "d"}]
+    first, second = prepare(warm_job(folder, rows)).warm_start
+    assert first.prompt_ids == CHAT.encode(rows[0], tokenizer)
+    assert tokenizer.decode(first.completion_ids[:-1]) == "abc"
+    assert first.completion_ids[-1] == second.completion_ids[-1] == tokenizer.eos_token_id
+    assert len(prepare(warm_job(folder, rows, "--warm-start.samples", "1")).warm_start) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "a"}, "warm.jsonl: row 2 has no 'completion' text to learn from"),
+        ({"prompt": "a", "completion": ""}, "warm.jsonl: row 2 has no 'completion' text"),
+        ({"completion": "a"}, "warm.jsonl: row 2 has no 'prompt' field"),
+        ({"prompt": "a", "completion": "x" * 90}, "warm.jsonl: row 2 is longer than model.max_length (96 tokens)"),
+    ],
+)
+def test_a_warm_start_row_that_is_wrong_is_named_by_its_number(folder, row, says):
+    assert says in refusal(warm_job(folder, [{"prompt": "a", "completion": "b"}, row]))
+
+
+def test_the_system_message_stands_before_every_prompt(tokenizer):
+    layout = PromptFormat("prompt", "be brief", chat_template=True)
+    assert tokenizer.decode(layout.encode({"prompt": "hi"}, tokenizer)) == "system: be brief\nuser: hi\nassistant: "
+    assert layout.text({"prompt": "hi"}) == "hi"
+
+
+def test_chat_messages_are_taken_as_they_are_and_a_plain_prompt_as_its_text(tokenizer):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert CHAT.messages({"prompt": turns}) == turns
+    assert CHAT.text({"prompt": turns}) == "c"
+    assert tokenizer.decode(PLAIN.encode({"prompt": "just this"}, tokenizer)) == "just this"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.none() | st.integers(0, 2**32), st.integers(0, 40))
+def test_every_epoch_holds_every_prompt_once_in_an_order_of_its_own(source_of, count, seed, start):
+    source = source_of(count, seed)
+    epoch = start // count
+    prompts = [source.at(epoch * count + place) for place in range(count)]
+    assert sorted(prompt.ordinal for prompt in prompts) == list(range(count))
+    assert {prompt.epoch for prompt in prompts} == {epoch}
+    again = source_of(count, seed)
+    assert again.at(start).id == source.at(start).id, "the order does not depend on what was asked before"
+    if seed is None:
+        assert [prompt.ordinal for prompt in prompts] == list(range(count))
+
+
+@pytest.fixture(scope="module")
+def source_of(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def make(count: int, seed: int | None) -> PromptSource:
+        rows = [{"prompt": str(index)} for index in range(count)]
+        return PromptSource(rows, Path("train.jsonl"), PLAIN, tokenizer, 50, seed)
+
+    return make
+
+
+def test_another_seed_or_another_epoch_is_another_order(source_of):
+    def order(seed: int, epoch: int) -> list[int]:
+        source = source_of(50, seed)
+        return [source.at(epoch * 50 + place).ordinal for place in range(50)]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)

@@ -1,0 +1,231 @@
+"""The Python face of a job, what a resumed job may change, and what a running one is asked."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from headrace.cluster.endpoint import ScaleRequest
+from headrace.cluster.job_file import dump_job, load_job
+from headrace.cluster.preparation import prepare
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.trainer import (
+    CHANGEABLE,
+    GRPOTrainer,
+    _on_interrupt,
+    check_compatible,
+    run_folder_of,
+    scaler,
+    too_long_notice,
+)
+from headrace.verifiers import RegexVerifier
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.function import CallableVerifier
+from headrace.verifiers.records import Sample
+
+
+def reward(completion: str, row: dict) -> float:
+    return float(row["answer"] in completion)
+
+
+def test_every_argument_means_the_key_of_its_name():
+    trainer = GRPOTrainer(
+        base_model="Qwen/Qwen2.5-7B-Instruct",
+        train_data="/data/prompts.jsonl",
+        reward_fn=reward,
+        eval_data="/data/held_out.jsonl",
+        group_size=4,
+        kl_coef=0.04,
+        learning_rate=5e-7,
+        use_vllm=True,
+        seed=3,
+        run_dir="/runs/x",
+        rollout__max_tokens=48,
+        rollout__engine={"max_num_seqs": 8},
+        warm_start__data="/data/warm.jsonl",
+    )
+    job = trainer.job
+    assert job.model.base == "Qwen/Qwen2.5-7B-Instruct"
+    assert job.data.train == Path("/data/prompts.jsonl")
+    assert job.data.held_out == Path("/data/held_out.jsonl")
+    assert (job.algorithm.group_size, job.algorithm.kl_coef) == (4, 0.04)
+    assert (job.learner.learning_rate, job.job.seed) == (5e-7, 3)
+    assert run_folder_of(job) == Path("/runs/x")
+    assert (job.rollout.max_tokens, job.rollout.engine) == (48, {"max_num_seqs": 8})
+    assert job.warm_start.data == Path("/data/warm.jsonl")
+
+
+def test_relative_paths_start_at_the_working_directory_and_stay_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = GRPOTrainer("./model", Path("a.jsonl"), reward, eval_data="b.jsonl", warm_start__data="c.jsonl")
+    monkeypatch.chdir("/")
+    job = trainer.job
+    assert job.model.base == str(tmp_path / "model")
+    assert [job.data.train, job.data.held_out, job.warm_start.data] == [tmp_path / f"{name}.jsonl" for name in "abc"]
+
+
+def test_a_plain_function_is_the_reward_and_is_named_in_the_job():
+    trainer = GRPOTrainer("smollm2-135m", "a.jsonl", reward)
+    assert isinstance(trainer._verifier, CallableVerifier)
+    assert trainer._verifier.verify(Sample("4", {"answer": "4"})).reward == 1.0
+    assert trainer.job.reward.function == "reward"
+
+
+def test_a_verifier_is_taken_as_it_is():
+    verifier = RegexVerifier(pattern="a+")
+    assert GRPOTrainer("smollm2-135m", "a.jsonl", verifier)._verifier is verifier
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"use_vllm": False}, r"use_vllm=False: generation is vLLM's"),
+        ({"group_size": 1}, r"algorithm\.group_size: input should be greater than or equal to 2, not 1"),
+        ({"learning_rate": "fast"}, r"learner\.learning_rate: input should be a valid number"),
+        ({"max_tokens": 48}, r"max_tokens: not an argument; a key of the job file is given as section__key"),
+        ({"rollout__max_token": 48}, r"rollout\.max_token: unknown key 'max_token'; did you mean 'max_tokens'\?"),
+        ({"rolout__max_tokens": 48}, r"rolout: unknown key 'rolout'; did you mean 'rollout'\?"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_trainer_is_made(arguments, says):
+    with pytest.raises(UserError, match=says):
+        GRPOTrainer("smollm2-135m", "a.jsonl", reward, **arguments)
+
+
+def test_training_takes_the_number_of_steps_and_checks_the_data_before_anything_starts(tmp_path):
+    trainer = GRPOTrainer("smollm2-135m", tmp_path / "gone.jsonl", reward, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"data\.train: .*no such file"):
+        trainer.train(num_steps=7)
+    assert trainer.job.job.steps == 7
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"job\.steps"):
+        trainer.train(num_steps=0)
+
+
+def test_a_run_without_a_folder_of_its_own_is_named_after_the_job(letters_job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    letters_job.write_text(letters_job.read_text().replace(f'run_dir = "{tmp_path / "run"}"\n', ""))
+    assert run_folder_of(load_job(letters_job)) == tmp_path / "runs/letters"
+
+
+@pytest.fixture
+def started(letters_job) -> RunFolder:
+    """The folder of a run of the job."""
+    folder = RunFolder(letters_job.parent / "run")
+    folder.path.mkdir()
+    folder.write_job(dump_job(load_job(letters_job)))
+    return folder
+
+
+def test_the_same_job_resumes(letters_job, started):
+    check_compatible(load_job(letters_job), started)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--job.steps", "900", "--checkpoint.every", "7", "--evaluation.every", "3"],
+        ["--rollout.generators", "4", "--rollout.threads", "0-3", "--verification.workers", "3"],
+        ["--learner.ranks", "2", "--learner.max-tokens-per-pack", "512", "--weight-sync.timeout-seconds", "5"],
+    ],
+)
+def test_how_a_job_runs_may_change_when_it_resumes(letters_job, started, words):
+    check_compatible(load_job(letters_job, words), started)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--data.prompt-field", "question"], "data.prompt_field"),
+        (["--rollout.temperature", "0.7"], "rollout.temperature"),
+        (["--learner.learning-rate", "1"], "learner.learning_rate"),
+        (["--algorithm.groups-per-step", "5"], "algorithm.groups_per_step"),
+        (["--weight-sync.rounding", "nearest"], "weight_sync.rounding"),
+    ],
+)
+def test_what_a_job_learns_may_not_change_when_it_resumes(letters_job, started, words, key):
+    with pytest.raises(UserError, match=rf"^--resume: {key} is ") as error:
+        check_compatible(load_job(letters_job, words), started)
+    assert str(started.path) in str(error.value)
+
+
+def test_every_key_that_may_change_is_a_key_of_the_job(letters_job):
+    job = load_job(letters_job).model_dump()
+    for section, keys in CHANGEABLE.items():
+        assert keys <= job[section].keys()
+
+
+def test_a_job_with_a_relative_model_folder_resumes_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = GRPOTrainer("./model", "a.jsonl", reward)
+    folder = RunFolder(tmp_path / "runs" / "run")
+    folder.path.mkdir(parents=True)
+    folder.write_job(dump_job(trainer.job))
+    check_compatible(trainer.job, folder)
+
+
+def test_prompts_that_do_not_fit_are_counted_and_listed_by_row(letters_job):
+    rows = ['{"prompt": "a"}', *['{"prompt": "' + "x" * 200 + '"}'] * 2]
+    (letters_job.parent / "train.jsonl").write_text("\n".join(rows) + "\n")
+    notice = too_long_notice(prepare(load_job(letters_job)).train)
+    assert notice == "train.jsonl: 2 prompt(s) are longer than the context and left out: row 2, 3"
+    (letters_job.parent / "train.jsonl").write_text("\n".join([rows[0], *rows[1:2] * 30]) + "\n")
+    notice = too_long_notice(prepare(load_job(letters_job)).train)
+    assert notice.startswith("train.jsonl: 30 prompt(s)")
+    assert notice.endswith(", 20, 21, ...")
+
+
+class FakePool:
+    def __init__(self) -> None:
+        self.targets: list[int] = []
+
+    async def scale(self, target: int) -> None:
+        self.targets.append(target)
+
+
+class FakeFleet:
+    def __init__(self) -> None:
+        self.rollout, self.verification = FakePool(), FakePool()
+
+
+async def test_a_scale_request_reaches_the_pools_that_it_names():
+    fleet = FakeFleet()
+    await scaler(fleet)(ScaleRequest(rollout=3))
+    await scaler(fleet)(ScaleRequest(verification=2))
+    assert (fleet.rollout.targets, fleet.verification.targets) == ([3], [2])
+
+
+class FakeController:
+    def __init__(self) -> None:
+        self.stop_asked = asyncio.Event()
+
+    def request_stop(self) -> None:
+        self.stop_asked.set()
+
+
+class FakeRecorder:
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, message: str) -> None:
+        self.events.append(message)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupt_stops_in_order_and_a_second_one_at_once(number):
+    controller, recorder = FakeController(), FakeRecorder()
+    main = asyncio.create_task(asyncio.Event().wait())
+    restore = _on_interrupt(controller, recorder, main)
+    try:
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(controller.stop_asked.wait(), 5)
+        assert not main.cancelled()
+        assert "once more to stop at once" in recorder.events[0]
+        os.kill(os.getpid(), number)
+        await asyncio.wait({main}, timeout=5)
+        assert main.cancelled()
+    finally:
+        restore()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

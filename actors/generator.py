@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 import prometheus_client
-import ray
 import structlog
 
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
+from headrace.actors.node_address import node_address
 from headrace.actors.verification import MemberReport, VerificationClient, log_stream
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -96,11 +96,11 @@ class Generator:
         # vLLM reads its environment when it is imported, so it is imported here and by name.
         engine: Engine = getattr(importlib.import_module(module), name)()
         start = time.monotonic()
-        await engine.start(self._settings.engine)
+        node = node_address()
+        await engine.start(msgspec.structs.replace(self._settings.engine, local_host=node))
         self._engine = engine
         _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
-        node = ray.util.get_node_ip_address()
         return MemberReport(os.getpid(), node, telemetry.metrics_url(self._settings.host, port, node))
 
     @property

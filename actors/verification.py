@@ -19,6 +19,7 @@ import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
+from headrace.actors.node_address import node_address
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
@@ -58,7 +59,7 @@ class VerificationWorker:
         self._inflight = 0
         self._done = 0
         self._busy_seconds = 0.0
-        node = ray.util.get_node_ip_address()
+        node = node_address()
         self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
 
     def start(self) -> MemberReport:

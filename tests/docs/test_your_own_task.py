@@ -24,6 +24,7 @@ HOME = "/home/you/words"
 STEPS = 2
 # In the run's own process: the default engine is another one, everything else is as the command or script has it.
 DRIVER = """
+import os
 import runpy
 import sys
 from headrace.cluster import cli
@@ -31,6 +32,7 @@ from headrace.cluster.trainer import run_job
 if __name__ == "__main__":
     run_job.__kwdefaults__["engine_class"] = "headrace.actors.small_engine:SmallEngine"
     sys.argv = sys.argv[1:]
+    sys.path[0] = os.getcwd()  # as `python train.py` has it
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

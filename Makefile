@@ -60,7 +60,7 @@ bench: $(STAMP) .venv-trl/.installed ## the figures of README and docs, each by 
 	@$(BIN)/python -m benchmarks
 
 docs: $(STAMP) ## the generated parts of docs/ (the table of metrics)
-	@$(BIN)/python -m headrace.cluster.metrics docs/operations.md
+	@$(BIN)/python -W ignore::RuntimeWarning:runpy -m headrace.cluster.metrics docs/operations.md
 
 lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
 	@$(UV) pip compile --extra cpu --extra dev $(TORCH) --no-header --no-annotate --no-emit-index-url --no-emit-find-links --generate-hashes pyproject.toml -o requirements.lock

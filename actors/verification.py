@@ -146,23 +146,33 @@ class VerificationClient:
 
     async def _verify_batch(self, name: str, handle: Any, batch: list[_Pending]) -> bool:
         """Whether the worker can go on."""
+        call = asyncio.ensure_future(handle.verify.remote([pending.sample for pending in batch]))
         try:
-            verdicts = await asyncio.wait_for(
-                handle.verify.remote([pending.sample for pending in batch]), self._timeout_seconds
-            )
-        except (RayActorError, TimeoutError) as error:
+            done, _ = await asyncio.wait({call}, timeout=self._timeout_seconds)
+            if not done:
+                log.warning("verification_worker_late", worker=name, samples=len(batch))
+                self._settle_all(
+                    batch, infra_error("worker_late", f"{name}: no verdict in {self._timeout_seconds:g} s")
+                )
+                await asyncio.wait({call})  # it gets nothing more before it is free again
+            verdicts = call.result()
+        except RayActorError as error:
             log.warning("verification_worker_lost", worker=name, samples=len(batch), error=type(error).__name__)
-            for pending in batch:
-                self._settle(pending, infra_error("worker_lost", f"{name}: {type(error).__name__}"))
+            self._settle_all(batch, infra_error("worker_lost", f"{name}: {type(error).__name__}"))
             return False
         except RayError as error:  # the verifier raised: a bug in it, which another worker has too
             log.error("verification_failed", worker=name, samples=len(batch), error=str(error))
-            for pending in batch:
-                self._settle(pending, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
+            self._settle_all(batch, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
             return True
+        finally:
+            call.cancel()
         for pending, verdict in zip(batch, verdicts, strict=True):
             self._settle(pending, verdict)
         return True
+
+    def _settle_all(self, batch: list[_Pending], verdict: Verdict) -> None:
+        for pending in batch:
+            self._settle(pending, verdict)
 
     def _settle(self, pending: _Pending, verdict: Verdict) -> None:
         """Answer, or offer the sample again when the check itself failed."""

@@ -7,13 +7,16 @@ command-line values and turns what is wrong into one line with the key's place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+FilePath = Annotated[Path, Field(strict=False)]  # a string in TOML
+
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Strict: TOML has types, so a number in quotes is a mistake and no number.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class JobSection(Section):
@@ -23,7 +26,7 @@ class JobSection(Section):
     """Optimizer steps of reinforcement learning; one step makes one weight version."""
     seed: int = 0
     """Order of the data, sampling seeds where asked for, bootstrap intervals."""
-    run_dir: Path | None = None
+    run_dir: FilePath | None = None
     """Folder that the run writes; default `runs/<job.name>` under the working directory."""
 
 
@@ -35,9 +38,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: Path
+    train: FilePath
     """JSONL or Parquet, one prompt a row."""
-    held_out: Path | None = None
+    held_out: FilePath | None = None
     """Rows for evaluation, never trained on."""
     prompt_field: str = "prompt"
     """Field with the prompt: a string, or a list of chat messages."""
@@ -139,7 +142,7 @@ class LearnerSection(Section):
     """From the learning rate to a tenth of it over job.steps."""
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     dtype: str = "float32"
@@ -182,7 +185,7 @@ class WeightSyncSection(Section):
 
 
 class WarmStartSection(Section):
-    data: Path
+    data: FilePath
     """JSONL with `data.prompt_field` and `completion`: the supervised examples."""
     samples: int | None = Field(default=None, ge=1)
     """How many of them, from the top; default all."""

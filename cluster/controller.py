@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 
 BASE_VERSION = -1  # the base model's weights, when a warm start comes before version 0
 POLL_SECONDS = 1.0  # between looks at the queue; a stop request waits no longer than that
+QUEUE_SECONDS = 60.0  # for the queue's actor to answer
 SAMPLES_PER_STEP = 2  # groups of which a step keeps one completion for samples.jsonl
 
 
@@ -216,7 +217,8 @@ class Controller:
         groups = sum(group.numbers.has_variance for group in batch.groups)
         with self._phase(f"step {step}: learning from {groups} group(s) with variance of {len(batch.groups)}"):
             report = await self._until(self._fleet.learner.train_step(batch.groups, step), stoppable=False)
-            self._recorder.append_ledger(await self._fleet.queue.commit.remote(step))
+            record = await asyncio.wait_for(self._fleet.queue.commit.remote(step), QUEUE_SECONDS)
+            self._recorder.append_ledger(record)
         self._step = step
         return report
 
@@ -248,7 +250,7 @@ class Controller:
         if self._step == self._saved_step:
             return
         with self._phase(f"writing the checkpoint of step {self._step}"):
-            ledger = await self._fleet.queue.ledger.remote()
+            ledger = await asyncio.wait_for(self._fleet.queue.ledger.remote(), QUEUE_SECONDS)
             seconds = await self._fleet.learner.save(str(self._checkpoints.begin(self._step)))
             self._checkpoints.complete(CheckpointState(self._step, self._recorder.elapsed_seconds, ledger))
         self._saved_step = self._step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -111,7 +112,12 @@ def pass_rate(groups: Sequence[Group]) -> float:
     """Raises EvaluationFailed when no check ran to its end."""
     passes = [c.verdict.kind is VerdictKind.PASS for group in groups for c in scored(group)]
     if not passes:
-        raise EvaluationFailed("no verdict at all: every check ended in infra_error; see logs/verification-*.jsonl")
+        reasons = Counter(c.verdict.reason for group in groups for c in group.completions)
+        reason, count = reasons.most_common(1)[0]
+        first = next(c.verdict for group in groups for c in group.completions if c.verdict.reason == reason)
+        raise EvaluationFailed(
+            f"no check ran to its end; {count} ended with {reason}: {first.details.get('message', 'no message')}"
+        )
     return float(np.mean(passes))
 
 

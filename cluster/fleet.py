@@ -116,7 +116,7 @@ class Fleet:
             for member in self.rollout.serving
             if member.version is not None and not member.failed.done()
         }
-        await self.queue.set_generators.remote(entries)
+        await asyncio.wait_for(self.queue.set_generators.remote(entries), CALL_SECONDS)
 
     async def _verification_changed(self) -> None:
         workers = {member.name: member.handle for member in self.verification.serving}

@@ -48,6 +48,7 @@ class RunRecorder:
     ) -> None:
         self._job = job
         self._folder = folder
+        self._ledger = folder.path / "ledger.jsonl"
         self._display = display
         self._layout = layout
         self.log_dir = log_dir
@@ -70,6 +71,10 @@ class RunRecorder:
     def resume(self, step: int, elapsed_seconds: float) -> None:
         """Take up the history that ends in the weights of `step`."""
         self._folder.rewind(step)
+        if self._ledger.exists():
+            lines = self._ledger.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if msgspec.json.decode(line, type=CommitRecord).step <= step]
+            atomic_write(self._ledger, b"".join(kept))
         self._started = time.time() - elapsed_seconds
         records = self._folder.read_metrics()
         self._steps = [record for record in records if isinstance(record, StepRecord)]
@@ -137,7 +142,7 @@ class RunRecorder:
 
     def append_ledger(self, record: CommitRecord) -> None:
         """What the step settled, by prompt id."""
-        with (self._folder.path / "ledger.jsonl").open("ab") as ledger:
+        with self._ledger.open("ab") as ledger:
             ledger.write(msgspec.json.encode(record) + b"\n")
 
     def published(self, report: PublishReport) -> None:

@@ -148,7 +148,7 @@ class _Child:
     """A running child and its two pipes; every wait has a deadline."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin and process.stdout and process.stderr  # noqa: PT018 (one fact: all are pipes)
+        assert process.stdin and process.stdout and process.stderr
         self.process = process
         self._to = process.stdin.fileno()
         self._from = process.stdout.fileno()

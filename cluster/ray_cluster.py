@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ import ray
 
 from headrace.cluster.config import JobConfig
 from headrace.cluster.placement import bundles, check_fits, custom_resources, ray_nodes
+from headrace.cluster.pool import first_line
 from headrace.verifiers.errors import UserError
 
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
 
 
@@ -32,6 +35,8 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
         UserError: the cluster cannot be reached, or the job does not fit it.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        check_answers(address)
     # A worker that dies takes the processes that it started with it: an engine is three of them.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -52,8 +57,11 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
                 _temp_dir=scratch,
             )
     except (ConnectionError, RuntimeError) as error:
+        if not address:
+            raise UserError(f"Ray: {error}") from error
         raise UserError(
-            f"RAY_ADDRESS: no Ray cluster at {address!r}: {error}" if address else f"Ray: {error}"
+            f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {first_line(error)}; one that asks for a token wants "
+            "RAY_AUTH_MODE=token and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
     try:
         nodes = ray_nodes(ray.nodes())
@@ -64,3 +72,15 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_answers(address: str) -> None:
+    """Ray itself waits for minutes where nobody listens. Raises UserError; addresses without a port are Ray's to resolve."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise UserError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {reason.lower()}") from error

@@ -284,13 +284,8 @@ def group_numbers(group: Group) -> GroupNumbers:
         newest_version=max(versions),
         prompt_tokens=len(group.prompt.token_ids),
         completion_tokens=[len(completion.token_ids) for completion in group.completions],
-        rewards=[
-            float("nan")
-            if c.verdict.kind is VerdictKind.INFRA_ERROR or c.stop_reason is StopReason.ABORTED
-            else c.verdict.reward
-            for c in group.completions
-        ],
-        passed=sum(completion.verdict.kind is VerdictKind.PASS for completion in group.completions),
+        rewards=[c.verdict.reward if c.counts else float("nan") for c in group.completions],
+        passed=sum(c.counts and c.verdict.kind is VerdictKind.PASS for c in group.completions),
         stop_reasons=[completion.stop_reason for completion in group.completions],
         generate_seconds=max(completion.generate_seconds for completion in group.completions),
         verify_seconds=max(completion.verify_seconds for completion in group.completions),

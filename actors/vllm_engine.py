@@ -34,11 +34,14 @@ class VllmEngine:
         self._version = UNSYNCED
         self._pauses = 0
         self._pausing = asyncio.Lock()
+        self._admitting = asyncio.Event()
+        self._admitting.set()
 
     async def start(self, settings: EngineSettings) -> None:
         self._settings = settings
         arguments = engine_arguments(settings)
         self._slots = arguments.max_num_seqs or 32
+        self._free_slots = asyncio.Semaphore(self._slots)
         # Building the engine blocks for tens of seconds; the actor's loop goes on answering.
         loop = asyncio.get_running_loop()
         config = await loop.run_in_executor(None, arguments.create_engine_config)
@@ -63,9 +66,12 @@ class VllmEngine:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        # Blocks computed under other weights carry another salt: a request never starts from a stale prefix.
-        prompt = TokensPrompt(prompt_token_ids=token_ids, cache_salt=str(self._version))
-        final = await self._run(prompt, params)
+        # Blocks computed under other weights carry another salt: a request does not start from a stale prefix. vLLM fixes
+        # the salt when it takes a request, so what it cannot compute yet waits here, and so does all during a swap.
+        async with self._free_slots:
+            await self._admitting.wait()
+            prompt = TokensPrompt(prompt_token_ids=token_ids, cache_salt=str(self._version))
+            final = await self._run(prompt, params)
         return to_output(final.outputs[0])
 
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
@@ -116,11 +122,13 @@ class VllmEngine:
 
     async def swap(self, version: int, clear_cache: bool) -> float:
         start = time.monotonic()
-        await self._engine.pause_generation(mode="keep", clear_cache=clear_cache)
+        self._admitting.clear()
         try:
+            await self._engine.pause_generation(mode="keep", clear_cache=clear_cache)
             await self._engine.finish_weight_update(str(version))
             self._version = version
         finally:
+            self._admitting.set()
             await self._resume_unless_held()
         return time.monotonic() - start
 

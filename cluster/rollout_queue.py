@@ -60,6 +60,8 @@ class Ledger(msgspec.Struct, frozen=True):
     filtered: int
     dropped: int
     version: int
+    filtered_ids: list[str] = []  # settled since the last commit, and so named by the next
+    dropped_ids: list[tuple[str, str]] = []
 
 
 class CommitRecord(msgspec.Struct, frozen=True):
@@ -99,8 +101,8 @@ class RolloutQueue(Generic[Payload]):
         self._running: OrderedDict[int, Running] = OrderedDict()
         self._ready: list[Ready[Payload]] = []
         self._taken: list[Ready[Payload]] = []
-        self._filtered_ids: list[str] = []
-        self._dropped_ids: list[tuple[str, str]] = []
+        self._filtered_ids: list[str] = list(ledger.filtered_ids) if ledger else []
+        self._dropped_ids: list[tuple[str, str]] = list(ledger.dropped_ids) if ledger else []
         self._filtered_numbers: list[GroupNumbers] = []
         self._lease_ids = 0
         self.trained = ledger.trained if ledger else 0
@@ -228,4 +230,6 @@ class RolloutQueue(Generic[Payload]):
             filtered=self.filtered,
             dropped=self.dropped,
             version=self.version,
+            filtered_ids=list(self._filtered_ids),
+            dropped_ids=list(self._dropped_ids),
         )

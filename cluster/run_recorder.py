@@ -44,8 +44,15 @@ class RunRecorder:
     """One per run, in the controller's event loop."""
 
     def __init__(
-        self, job: JobConfig, folder: RunFolder, display: Display, layout: PromptFormat, log_dir: str | None
+        self,
+        job: JobConfig,
+        folder: RunFolder,
+        display: Display,
+        layout: PromptFormat,
+        log_dir: str | None,
+        started: float,
     ) -> None:
+        """`started`: Unix time at which the command began; all elapsed seconds count from it."""
         self._job = job
         self._folder = folder
         self._ledger = folder.path / "ledger.jsonl"
@@ -55,9 +62,9 @@ class RunRecorder:
         self.telemetry = metrics.controller_telemetry(job.job.name)
         self.fleet: Fleet | None = None
         self.queue: Any = None  # actor handle
-        self._started = time.time()
+        self._started = started
         self._phase = "starting"
-        self._phase_since = self._started
+        self._phase_since = time.time()
         self._steps: list[StepRecord] = []
         self._evaluations: list[EvaluationRecord] = []
         self._last_queue: QueueStatus | None = None
@@ -72,7 +79,8 @@ class RunRecorder:
         """Take up the history that ends in the weights of `step`."""
         self._folder.rewind(step)
         if self._ledger.exists():
-            lines = self._ledger.read_bytes().splitlines(keepends=True)
+            # A line without its end was being written when the process died.
+            lines = [line for line in self._ledger.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
             kept = [line for line in lines if msgspec.json.decode(line, type=CommitRecord).step <= step]
             atomic_write(self._ledger, b"".join(kept))
         self._started = time.time() - elapsed_seconds

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ def run_job(
     verifier: Verifier | None = None,
     console: Console | None = None,
     engine_class: str = VLLM_ENGINE,
+    started: float | None = None,
 ) -> Summary | None:
     """Run a job to its end; the summary, or None when it was stopped on request and saved.
 
@@ -61,25 +65,42 @@ def run_job(
         resume: take up the run in the job's run folder.
         verifier: in place of the job's `[reward]`.
         engine_class: what generates; another one than vLLM's is for tests and simulation.
+        started: Unix time that the run's seconds count from; now, unless the caller began earlier.
 
     Raises:
         UserError: the input is wrong, found before a model is loaded.
     """
+    started = time.time() if started is None else started
     folder = RunFolder(run_folder_of(job))
     folder.check(resume)
     if resume:
         check_compatible(job, folder)
-    prepared = prepare(job, verifier)
-    # The folder is taken last: a job that is refused leaves none behind.
-    with ray_cluster(job) as cluster:
-        folder.create(resume=resume)
-        try:
+    display = make_display(console or Console())
+    summary = None
+    try:
+        prepared = prepare(job, verifier, display.event)
+        check_port(job.metrics.host, job.metrics.port)
+        display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
+        # The folder is taken last: a job that is refused leaves none behind.
+        with ray_cluster(job) as cluster:
+            folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
-            display = make_display(console or Console())
-            return asyncio.run(_run(prepared, folder, display, cluster, engine_class))
-        finally:
-            folder.close()
+            summary = asyncio.run(_run(prepared, folder, display, cluster, engine_class, started))
+    finally:
+        folder.close()
+        display.close(summary)
+    return summary
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError when the controller's endpoint could not listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"metrics: cannot listen on {host}:{port}: {error.strerror}; set metrics.port") from error
 
 
 def run_folder_of(job: JobConfig) -> Path:
@@ -104,10 +125,15 @@ def check_compatible(job: JobConfig, folder: RunFolder) -> None:
 
 
 async def _run(
-    prepared: PreparedJob, folder: RunFolder, display: Display, cluster: ClusterInfo, engine_class: str
+    prepared: PreparedJob,
+    folder: RunFolder,
+    display: Display,
+    cluster: ClusterInfo,
+    engine_class: str,
+    started: float,
 ) -> Summary | None:
     log_dir = str(folder.logs) if cluster.is_local else None
-    recorder = RunRecorder(prepared.job, folder, display, prepared.layout, log_dir)
+    recorder = RunRecorder(prepared.job, folder, display, prepared.layout, log_dir, started)
     checkpoint = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep).newest()
     if checkpoint is None:
         recorder.resume(-1, 0.0)  # nothing that a run before left without a checkpoint counts
@@ -140,7 +166,6 @@ async def _run(
         await asyncio.gather(watching, return_exceptions=True)
         await endpoint.close()
         folder.controller.unlink(missing_ok=True)
-        display.close(recorder.summary)
     return recorder.summary
 
 

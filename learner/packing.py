@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headrace.learner.advantages import group_advantages
-from headrace.verifiers.records import Completion, Group, StopReason, VerdictKind
+from headrace.verifiers.records import Group
 
 PREFIX = 0  # document id of what all documents of a pack share
 PROMPT = 0  # branch id of a prompt
@@ -98,7 +98,7 @@ def documents_of(groups: Iterable[Group], *, normalize: bool, keep_flat: bool) -
     documents: list[Document] = []
     trained_tokens = 0
     for group in groups:
-        kept = [completion for completion in group.completions if is_trained(completion)]
+        kept = [completion for completion in group.completions if completion.counts]
         rewards = torch.tensor([completion.verdict.reward for completion in kept], dtype=torch.float32)
         advantages = group_advantages(rewards, normalize).tolist()
         trained_tokens += sum(len(completion.token_ids) for completion in kept)
@@ -112,10 +112,6 @@ def documents_of(groups: Iterable[Group], *, normalize: bool, keep_flat: bool) -
         if branches:
             documents.append(Document(group.prompt.token_ids, branches, group.sampling.temperature))
     return Batch(documents, trained_tokens)
-
-
-def is_trained(completion: Completion) -> bool:
-    return completion.verdict.kind != VerdictKind.INFRA_ERROR and completion.stop_reason != StopReason.ABORTED
 
 
 def pack_documents(documents: Iterable[Document], max_tokens: int) -> list[Pack]:

@@ -287,6 +287,10 @@ class LearnerRank:
         norm = get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"the gradient of step {self.step + 1} is not finite (norm {float(norm)}): the weights stay as they are"
+            )
         clip_grads_with_norm_(self.policy.parameters(), self.settings.grad_clip, norm)
         optimizer.step()
         optimizer.zero_grad()

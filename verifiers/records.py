@@ -112,6 +112,11 @@ class Completion(msgspec.Struct, frozen=True):
     generate_seconds: float
     verify_seconds: float
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has a reward: its check ran, and the engine did not give it up."""
+        return self.verdict.kind is not VerdictKind.INFRA_ERROR and self.stop_reason is not StopReason.ABORTED
+
 
 class Group(msgspec.Struct, frozen=True):
     """All samples of one prompt, with where they came from."""

@@ -205,12 +205,15 @@ def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data):
     for _ in range(data.draw(st.integers(5, 40))):
         before.act()
     ledger = queue.ledger()
-    settled_before = before.trained + queue._filtered_ids + before.filtered
-    settled_before += before.dropped + [name for name, _ in queue._dropped_ids]
+    settled_before = before.trained + before.filtered + before.dropped
     resumed = RolloutQueue(Source(), plan(), ledger)
     after = Simulation(resumed, data.draw)
     for _ in range(40):
         after.act()
     settled = settled_before + after.trained + after.filtered + after.dropped
     assert len(settled) == len(set(settled))
+    last = resumed.ledger()
+    named = settled + last.filtered_ids + [name for name, _ in last.dropped_ids]
+    outstanding = [f"{epoch}:{ordinal}" for epoch, ordinal in last.outstanding]
+    assert sorted(named + outstanding) == sorted(Source().at(place).id for place in range(last.cursor))
     assert resumed.trained == len(before.trained) + len(after.trained)

@@ -165,7 +165,10 @@ class PlainDisplay:
 def step_line(record: StepRecord, steps: int) -> str:
     """A step in one line, for logs that people read."""
     phases = " ".join(f"{name} {spent:.1f}" for name, spent in record.phases.items() if spent >= 0.05)
-    groups = f"{record.groups_trained} trained, {record.groups_filtered} filtered, {record.groups_dropped} dropped"
+    flat = f" ({record.groups_without_gradient} without gradient)" if record.groups_without_gradient else ""
+    groups = (
+        f"{record.groups_trained} trained{flat}, {record.groups_filtered} filtered, {record.groups_dropped} dropped"
+    )
     return (
         f"step {record.step}/{steps}: reward {record.reward_mean:.3f}, pass {record.pass_rate:.0%}, "
         f"staleness {record.staleness_mean:.1f} (max {record.staleness_max}), groups {groups}, "

@@ -150,10 +150,11 @@ def _headlines(steps: Sequence[StepRecord], summary: Summary | None) -> list[Hea
         first, last = steps[0], steps[-1]
         lines.append(Headline("reward, last step", f"{last.reward_mean:.3f}", f"{first.reward_mean:.3f} at the first"))
         lines.append(Headline("steps", str(last.step), duration(last.elapsed_seconds)))
-        span = sum(sum(record.phases.values()) for record in steps)
+        span = sum(record.seconds for record in steps)
         trained, filtered = sum(s.groups_trained for s in steps), sum(s.groups_filtered for s in steps)
-        dropped = sum(s.groups_dropped for s in steps)
-        lines.append(Headline("groups trained", str(trained), f"{filtered} filtered, {dropped} dropped"))
+        dropped, flat = sum(s.groups_dropped for s in steps), sum(s.groups_without_gradient for s in steps)
+        others = f"{flat} of them without gradient; {filtered} filtered, {dropped} dropped"
+        lines.append(Headline("groups trained", str(trained), others))
         lines.append(
             Headline("largest staleness", str(max(record.staleness_max for record in steps)), "weight versions")
         )
@@ -186,8 +187,9 @@ def _charts(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecord]
         for index, pool in enumerate((Pool.ROLLOUT, Pool.LEARNER, Pool.VERIFICATION), start=4)
     ]
     groups = [
-        series("trained", "c6", lambda record: record.groups_trained),
-        series("filtered (no variance)", "c1", lambda record: record.groups_filtered),
+        series("trained", "c6", lambda record: record.groups_trained - record.groups_without_gradient),
+        series("trained, no gradient", "c2", lambda record: record.groups_without_gradient),
+        series("filtered", "c1", lambda record: record.groups_filtered),
         series("dropped", "c8", lambda record: record.groups_dropped),
     ]
     stale = [
@@ -211,7 +213,7 @@ def _charts(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecord]
         line_chart("Busy share of the pools", "% of the step", x, busy, top=100.0),
         line_chart("Throughput", "tokens/s", x, tokens),
         stack_chart(
-            "Groups", "groups", x, groups, "Filtered groups carry no gradient; dropped ones could not be used."
+            "Groups", "groups", x, groups, "Filtered: rewards all alike, others took their place. Dropped: no use."
         ),
         line_chart("KL", "nats a token", x, kl, "Between generator and learner: the same tokens, two engines."),
         line_chart("Entropy", "nats a token", x, entropy),

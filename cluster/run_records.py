@@ -35,12 +35,13 @@ class Interval(msgspec.Struct, frozen=True):
     high: float
 
 
-class StepRecord(msgspec.Struct, frozen=True, tag_field="event", tag="step"):
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="step"):
     """One optimizer step: one line of `metrics.jsonl`."""
 
     step: int  # counted from 1; also the weight version that the step made
     time: float
     elapsed_seconds: float  # since the run started
+    seconds: float = 0.0  # of the step, by the wall clock; its phases may overlap
     reward_mean: float  # over the samples of all groups that came back for this step, filtered ones included
     reward_std: float
     pass_rate: float
@@ -48,8 +49,9 @@ class StepRecord(msgspec.Struct, frozen=True, tag_field="event", tag="step"):
     truncated_share: float  # samples that ended by length
     staleness_mean: float  # versions, over the trained groups
     staleness_max: int
-    groups_trained: int
-    groups_filtered: int  # no variance: no gradient
+    groups_trained: int  # committed by the step
+    groups_without_gradient: int = 0  # of these: rewards all alike, and no KL term
+    groups_filtered: int  # rewards all alike, replaced before the step (algorithm.dynamic_sampling)
     groups_dropped: int  # infra errors, too long
     samples: int
     generated_tokens: int
@@ -142,7 +144,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     name: str
     pool: Pool
     state: MemberState
-    version: int | None  # of the weights it was attested with; None outside the rollout pool or before the first
+    version: int | None  # of the weights: attested (generator) or made (learner rank); None before the first
     node: str
     pid: int | None
     since: float  # Unix time of the last change of state

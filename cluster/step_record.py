@@ -11,6 +11,7 @@ import numpy as np
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch
 from headrace.cluster.run_records import PHASES, StepRecord
+from headrace.learner.rank import StepMetrics
 from headrace.learner.worker import StepReport
 from headrace.verifiers.records import GroupNumbers, StopReason
 
@@ -59,11 +60,11 @@ def step_record(step: int, batch: Batch, report: StepReport, times: StepTimes, e
     stops = [reason for numbers in returned for reason in numbers.stop_reasons]
     staleness = [step - 1 - numbers.oldest_version for numbers in trained]
     metrics = report.metrics
-    with_gradient = sum(numbers.has_variance for numbers in trained)
     return StepRecord(
         step=step,
         time=time.time(),
         elapsed_seconds=elapsed_seconds,
+        seconds=times.seconds,
         reward_mean=float(rewards.mean()),
         reward_std=float(rewards.std()),
         pass_rate=pass_rate(returned),
@@ -71,8 +72,9 @@ def step_record(step: int, batch: Batch, report: StepReport, times: StepTimes, e
         truncated_share=sum(reason is StopReason.LENGTH for reason in stops) / len(stops),
         staleness_mean=float(np.mean(staleness)),
         staleness_max=max(staleness),
-        groups_trained=with_gradient,
-        groups_filtered=len(batch.filtered) + len(trained) - with_gradient,
+        groups_trained=len(trained),
+        groups_without_gradient=without_gradient(trained, metrics),
+        groups_filtered=len(batch.filtered),
         groups_dropped=batch.dropped,
         samples=len(lengths),
         generated_tokens=sum(lengths),
@@ -94,6 +96,16 @@ def step_record(step: int, batch: Batch, report: StepReport, times: StepTimes, e
         queue_ready=batch.ready_left,
         queue_leased=batch.leased,
     )
+
+
+def without_gradient(trained: list[GroupNumbers], metrics: StepMetrics) -> int:
+    """How many of the step's groups gave it no gradient: rewards all alike, and no KL term.
+
+    With a KL term every trained token has a gradient; without one the tokens of these groups have none.
+    """
+    if metrics.gradient_tokens == metrics.trained_tokens:
+        return 0
+    return sum(not numbers.has_variance for numbers in trained)
 
 
 def pass_rate(returned: list[GroupNumbers]) -> float:

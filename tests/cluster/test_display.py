@@ -40,6 +40,7 @@ def step(number: int, reward: float = 0.5) -> StepRecord:
         step=number,
         time=START + 10 * number,
         elapsed_seconds=10.0 * number,
+        seconds=8.0,
         reward_mean=reward,
         reward_std=0.1,
         pass_rate=0.4,
@@ -48,6 +49,7 @@ def step(number: int, reward: float = 0.5) -> StepRecord:
         staleness_mean=0.5,
         staleness_max=1,
         groups_trained=7,
+        groups_without_gradient=2,
         groups_filtered=1,
         groups_dropped=0,
         samples=32,
@@ -163,7 +165,8 @@ def drawn(status: RunStatus, width: int = 100, every_member: bool = True) -> str
 
 def test_plain_output_is_one_line_for_each_step_phase_and_event(plain: Display, output: io.StringIO) -> None:
     assert isinstance(plain, PlainDisplay)
-    starting = msgspec.structs.replace(STATUS, phase="starting 1 generator", last_step=None)
+    began = STATUS.phase_since - 30
+    starting = msgspec.structs.replace(STATUS, phase="starting 1 generator", phase_since=began, last_step=None)
     for status in (starting, starting, STATUS, STATUS):
         plain.update(status)
     plain.event("generator-1 [killed by signal 9] is replaced")
@@ -175,6 +178,7 @@ def test_plain_output_is_one_line_for_each_step_phase_and_event(plain: Display, 
         "generator-1 [kil",
     ]
     assert "forward 3.0" in lines[1]
+    assert "7 trained (2 without gradient), 1 filtered, 0 dropped" in lines[1]
     assert "\x1b" not in output.getvalue()
 
 

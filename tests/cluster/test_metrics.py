@@ -31,6 +31,7 @@ STEP = StepRecord(
     step=3,
     time=1e9,
     elapsed_seconds=90.0,
+    seconds=17.0,
     reward_mean=0.4,
     reward_std=0.2,
     pass_rate=0.3,
@@ -39,6 +40,7 @@ STEP = StepRecord(
     staleness_mean=0.5,
     staleness_max=1,
     groups_trained=6,
+    groups_without_gradient=2,
     groups_filtered=2,
     groups_dropped=1,
     samples=36,
@@ -99,9 +101,10 @@ def test_steps_add_to_the_counters_and_replace_the_gauges(telemetry: Telemetry) 
     update_from_step(telemetry, STEP)
     update_from_step(telemetry, msgspec.structs.replace(STEP, step=4, reward_mean=0.6))
     assert value(telemetry, "headrace_generated_tokens_total") == 2800
+    assert value(telemetry, "headrace_groups_total", outcome="trained") == 12
     assert value(telemetry, "headrace_groups_total", outcome="filtered") == 4
     assert value(telemetry, "headrace_phase_seconds_total", phase="forward") == 12
-    assert value(telemetry, "headrace_step_seconds_sum") == 40
+    assert value(telemetry, "headrace_step_seconds_sum") == 34
     assert value(telemetry, "headrace_reward") == 0.6
     assert value(telemetry, "headrace_pool_busy_ratio", pool="learner") == 0.9
 

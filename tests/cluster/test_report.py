@@ -27,6 +27,7 @@ STEP = StepRecord(
     step=1,
     time=1.79e9,
     elapsed_seconds=90.0,
+    seconds=17.0,
     reward_mean=0.25,
     reward_std=0.2,
     pass_rate=0.3,
@@ -35,6 +36,7 @@ STEP = StepRecord(
     staleness_mean=0.5,
     staleness_max=1,
     groups_trained=6,
+    groups_without_gradient=2,
     groups_filtered=2,
     groups_dropped=1,
     samples=36,
@@ -132,6 +134,13 @@ def test_the_page_of_a_whole_run_shows_its_numbers_and_all_charts(folder: RunFol
         assert part in page
     assert len(drawings(page)) == 8
     assert "step 2\nwait: 4" in page
+
+
+def test_waiting_is_a_share_of_the_wall_clock_and_groups_without_gradient_are_named(folder: RunFolder) -> None:
+    folder.append_metrics(msgspec.structs.replace(STEP, phases=STEP.phases | {"publish": 17.0}))
+    page = page_of(folder)
+    assert "24%" in page  # 4 s of 17 s; the publish overlaps the others
+    assert "2 of them without gradient; 2 filtered, 1 dropped" in page
 
 
 def test_the_page_needs_no_script_and_nothing_from_elsewhere(folder: RunFolder) -> None:

@@ -81,10 +81,24 @@ def test_a_sample_whose_check_did_not_run_counts_in_no_mean():
     assert record.samples == 4
 
 
-def test_groups_without_a_gradient_are_filtered_whether_they_were_taken_or_not():
-    taken = [numbers([0.0, 1.0]), numbers([0.5, 0.5])]
-    record = step_record(5, batch(taken, [numbers([1.0, 1.0])], dropped=2), REPORT, times(), 60.0)
-    assert (record.groups_trained, record.groups_filtered, record.groups_dropped) == (1, 2, 2)
+FLAT_AND_NOT = [numbers([0.0, 1.0]), numbers([0.5, 0.5])]
+
+
+def test_all_taken_groups_are_trained_and_those_without_a_gradient_are_named_beside():
+    record = step_record(5, batch(FLAT_AND_NOT, [numbers([1.0, 1.0])], dropped=2), REPORT, times(), 60.0)
+    assert (record.groups_trained, record.groups_filtered, record.groups_dropped) == (2, 1, 2)
+    assert record.groups_without_gradient == 1
+
+
+def test_with_a_kl_term_no_group_is_without_a_gradient():
+    all_tokens = msgspec.structs.replace(REPORT, metrics=msgspec.structs.replace(METRICS, gradient_tokens=20))
+    assert step_record(5, batch(FLAT_AND_NOT), all_tokens, times(), 60.0).groups_without_gradient == 0
+
+
+def test_the_steps_seconds_are_those_of_the_wall_clock_not_the_sum_of_its_phases():
+    made = times(8.0)
+    made.phases |= {"forward": 6.0, "publish": 7.0}
+    assert step_record(5, batch([numbers([0, 1])]), REPORT, made, 60.0).seconds == 8.0
 
 
 def test_staleness_is_that_of_the_oldest_token_against_the_weights_that_learned():

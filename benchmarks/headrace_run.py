@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -16,55 +18,69 @@ from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import PHASES, StepRecord, Summary
 
 JOB = Path(__file__).with_name("throughput.toml")
-WARM_UP_STEPS = 1  # left out: the first step has no version under way, and a cold cache
+BEFORE_THE_RUN = "command, imports, data, Ray"
 
 
 class Measured(msgspec.Struct, frozen=True):
-    samples_per_second: float  # over the steps after the warm-up, by the wall clock
+    samples_per_second: float  # by the wall clock, over all steps: see `loop_seconds`
     steps: int
     phases: dict[str, float]  # mean seconds a step
     busy: dict[str, float]  # mean share of a step, by pool
     publishes: list[dict[str, float]]  # seconds, transfer_seconds and pause_seconds of each weight update
     first_step_seconds: float  # from the start of the command to the end of the first optimizer step
-    milestones: list[tuple[str, float]]  # what went on, and the second at which it began
+    milestones: list[tuple[str, float]]  # what went on, and the second of the command at which it began
     summary: Summary
 
 
 @contextmanager
-def finished_run(*words: str) -> Iterator[RunFolder]:
-    """Run the job with these command-line values, in a scratch folder. Raises CalledProcessError when it fails."""
+def finished_run(*words: str) -> Iterator[tuple[RunFolder, float]]:
+    """Run the job with these command-line values, in a scratch folder: what it left, and when its command began (Unix
+    time). Raises CalledProcessError when it fails."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
         command = [str(Path(sys.executable).with_name("headrace")), "run", str(JOB), "--job.run-dir", f"{scratch}/run"]
+        start = time.time()
         subprocess.run([*command, *words], check=True, stdout=sys.stderr)
-        yield RunFolder(Path(scratch) / "run")
+        yield RunFolder(Path(scratch) / "run"), start
 
 
 def measure(*words: str) -> Measured:
-    with finished_run(*words) as folder:
+    with finished_run(*words) as (folder, start):
         steps = [record for record in folder.read_metrics() if isinstance(record, StepRecord)]
         events = [json.loads(line) for line in (folder.logs / "controller.jsonl").read_text().splitlines()]
         summary = folder.read_summary()
         if summary is None:
             raise RuntimeError("the run left no summary")
-    steady = steps[WARM_UP_STEPS:]
-    seconds = steady[-1].elapsed_seconds - steps[WARM_UP_STEPS - 1].elapsed_seconds
     published = [event for event in events if event["event"] == "weights_published"]
     return Measured(
-        samples_per_second=sum(record.samples for record in steady) / seconds,
-        steps=len(steady),
-        phases={phase: sum(record.phases[phase] for record in steady) / len(steady) for phase in PHASES},
-        busy={pool: sum(record.busy[pool] for record in steady) / len(steady) for pool in steady[0].busy},
+        samples_per_second=sum(record.samples for record in steps) / loop_seconds(steps),
+        steps=len(steps),
+        phases={phase: sum(record.phases[phase] for record in steps) / len(steps) for phase in PHASES},
+        busy={pool: sum(record.busy[pool] for record in steps) / len(steps) for pool in steps[0].busy},
         publishes=[
             {name: event[name] for name in ("seconds", "transfer_seconds", "pause_seconds")} for event in published
         ],
-        first_step_seconds=steps[0].elapsed_seconds,
-        milestones=milestones(events),
+        first_step_seconds=steps[0].time - start,
+        milestones=milestones(events, start),
         summary=summary,
     )
 
 
-def milestones(events: list[dict]) -> list[tuple[str, float]]:
-    """The phases up to the first step, each with its beginning in seconds since the first event."""
-    phases = [(event["what"], event["elapsed"]) for event in events if event["event"] == "phase"]
-    first = next(index for index, (what, _) in enumerate(phases) if what.startswith("step 1"))
-    return phases[: first + 1]
+def loop_seconds(steps: list[StepRecord]) -> float:
+    """The wall-clock time from the first lease to the end of the last step.
+
+    Generators run ahead by up to `rollout.max_staleness` steps at the beginning, and have nothing to do at the end. So a
+    window that leaves the first steps out would count learning whose generation lies before it. This one holds all of both:
+    as many steps generated as learned. What it costs: the first step's cold caches are in it too.
+    """
+    return steps[-1].time - (steps[0].time - steps[0].seconds)
+
+
+def milestones(events: list[dict], start: float) -> list[tuple[str, float]]:
+    """What goes on up to the first step, each with its beginning in seconds since `start` (Unix time)."""
+    phases = [
+        (event["what"], datetime.fromisoformat(event["time"]).timestamp() - start)
+        for event in events
+        if event["event"] == "phase"
+    ]
+    first = next(index for index, (what, _) in enumerate(phases) if what.startswith("step 1:"))
+    return [(BEFORE_THE_RUN, 0.0), *phases[: first + 1]]

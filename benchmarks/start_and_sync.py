@@ -1,6 +1,8 @@
-"""From `headrace run` to the first optimizer step, and what a weight update costs a busy engine.
+"""From the command `headrace run` to the first optimizer step, and what a weight update costs a busy engine.
 
     python -m benchmarks.start_and_sync
+
+One run of throughput.toml. Seconds count from the start of the command.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import statistics
 
 from benchmarks.headrace_run import measure
 
+STEPS = 3  # one version each
+
 
 def main() -> None:
-    measured = measure()
+    measured = measure("--job.steps", str(STEPS))
     print("\nTo the first optimizer step\n\n| from second | to | what |\n|---|---|---|")
     ends = [*measured.milestones[1:], ("", measured.first_step_seconds)]
     for (what, start), (_, end) in itertools.zip_longest(measured.milestones, ends):

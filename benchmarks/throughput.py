@@ -5,26 +5,38 @@
 Both sides: SmolLM2-135M in float32, 8 prompts x 4 samples x 64 new tokens, AdamW, one optimizer step a batch, two rewards:
 `booking`, the task as it is, where a group without variance carries no gradient, and `distinct`, where every group has some.
 TRL runs at the best settings that were found for it (see its options); Headrace at those of throughput.toml, which are the
-defaults but for the engine's two sizes. Runs alternate, and the ratio is of runs next to each other.
+defaults but for the engine's two sizes. Runs alternate, and a ratio is of runs next to each other; printed are the median
+and the spread over `--pairs` of them. As many steps are counted of generation as of learning: TRL's after its first,
+Headrace's from the first lease on (`headrace_run.loop_seconds`). Each placement runs once; the default's figure is that of
+the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.headrace_run import Measured, measure
 
 HERE = Path(__file__).parent
 GOALS = {"booking": 3.0, "distinct": 2.2}
+DEFAULT_PLACEMENT = "turns, each on all cores (default)"
 PLACEMENTS = {
-    "turns, each on all cores (default)": (),
     "side by side, each on all cores": ("--placement.take_turns", "false"),
     "side by side, unbound engine": ("--placement.take_turns", "false", "--rollout.threads", "nobind"),
-    "side by side, one core each": ("--placement.take_turns", "false", "--rollout.threads", "0", "--learner.threads", "1"),
+    "side by side, one core each": (
+        "--placement.take_turns",
+        "false",
+        "--rollout.threads",
+        "0",
+        "--learner.threads",
+        "1",
+    ),
 }
 
 
@@ -34,14 +46,33 @@ def trl_samples_per_second(python: str, reward: str, options: list[str]) -> floa
     return json.loads(output)["samples_per_second"]
 
 
-def against_trl(python: str, options: list[str]) -> None:
-    print("\nSamples per second of the whole loop\n\n| reward | TRL | Headrace | ratio | goal |\n|---|---|---|---|---|")
+def against_trl(python: str, options: list[str], pairs: int) -> float:
+    """Prints the comparison; returns Headrace's median for `distinct`."""
+    print("\nSamples per second of the whole loop: median (smallest to largest)\n")
+    print("| reward | TRL | Headrace | ratio | goal |\n|---|---|---|---|---|", flush=True)
+    own: dict[str, list[Measured]] = {}
     for reward, goal in GOALS.items():
-        reference = trl_samples_per_second(python, reward, options)
-        own = measure("--reward.function", f"{HERE / 'rewards.py'}:{reward}")
-        ratio = own.samples_per_second / reference
-        print(f"| {reward} | {reference:.2f} | {own.samples_per_second:.2f} | {ratio:.1f}x | {goal}x |", flush=True)
-        print_phases(reward, own)
+        references, own[reward] = [], []
+        for _ in range(pairs):
+            references.append(trl_samples_per_second(python, reward, options))
+            own[reward].append(measure("--reward.function", f"{HERE / 'rewards.py'}:{reward}"))
+        rates = [measured.samples_per_second for measured in own[reward]]
+        ratios = [rate / reference for rate, reference in zip(rates, references, strict=True)]
+        row = f"{spread(references, 2)} | {spread(rates, 2)} | {spread(ratios, 1, 'x')}"
+        print(f"| {reward} | {row} | {goal}x |", flush=True)
+    for reward, runs in own.items():
+        print_phases(reward, runs[-1])
+    return statistics.median(measured.samples_per_second for measured in own["distinct"])
+
+
+def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """The median, and the smallest and largest.
+
+    >>> spread([3.04, 2.96], 1, "x")
+    '3.0x (3.0 to 3.0)'
+    """
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def print_phases(title: str, own: Measured) -> None:
@@ -50,25 +81,29 @@ def print_phases(title: str, own: Measured) -> None:
     print(f"\n{title}: seconds a step: {shares}; busy: {busy}\n", flush=True)
 
 
-def by_placement() -> None:
-    print("\nWho may use which core (reward distinct)\n\n| placement | samples/s | against the default |\n|---|---|---|")
-    reference = None
-    for name, words in PLACEMENTS.items():
-        own = measure("--reward.function", f"{HERE / 'rewards.py'}:distinct", *words)
-        reference = reference or own.samples_per_second
-        ratio = own.samples_per_second / reference
-        print(f"| {name} | {own.samples_per_second:.2f} | {ratio:.2f}x |", flush=True)
+def by_placement(reference: float | None) -> None:
+    """`reference`: samples per second of the default placement, if they were measured already."""
+    print("\nWho may use which core (reward distinct)\n")
+    print("| placement | samples/s | against the default |\n|---|---|---|")
+    words = ("--reward.function", f"{HERE / 'rewards.py'}:distinct")
+    default = measure(*words).samples_per_second if reference is None else reference
+    print(f"| {DEFAULT_PLACEMENT} | {default:.2f} | 1.00x |", flush=True)
+    for name, placement in PLACEMENTS.items():
+        rate = measure(*words, *placement).samples_per_second
+        print(f"| {name} | {rate:.2f} | {rate / default:.2f}x |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", help="interpreter of TRL's environment; without it only the placements are compared")
+    parser.add_argument("--pairs", type=int, default=2, help="runs of each side for each reward (default: 2)")
     parser.add_argument("--no-placements", action="store_true")
     options, for_trl = parser.parse_known_args()
-    if options.trl:
-        against_trl(options.trl, for_trl)
+    if options.pairs < 1:
+        parser.error("--pairs: give at least 1")
+    reference = against_trl(options.trl, for_trl, options.pairs) if options.trl else None
     if not options.no_placements:
-        by_placement()
+        by_placement(reference)
 
 
 if __name__ == "__main__":

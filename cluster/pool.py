@@ -12,17 +12,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import ray
 import structlog
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from headrace.actors.verification import MemberReport
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.verifiers.errors import UserError
 
 log = structlog.get_logger()
+
+NOT_WANTED = "told to go before it served"
 
 
 class PoolTiming(msgspec.Struct, frozen=True):
@@ -78,6 +81,7 @@ class Member:
         )
 
 
+T = TypeVar("T")
 SetState = Callable[[Member, MemberState], Awaitable[None]]
 
 
@@ -120,8 +124,10 @@ class ElasticPool:
         restart_budget: int = 5,
         timing: PoolTiming = PoolTiming(),
         end: Callable[[Any], None] = ray.kill,
+        check_room: Callable[[int], None] = lambda target: None,
     ) -> None:
-        """`end` takes a member's handle and ends its process for certain."""
+        """`end` takes a member's handle and ends its process for certain. `check_room` is asked before the pool grows, and
+        raises UserError where the cluster has no room for so many."""
         self.kind = kind
         self.pool = kind.pool
         self.members: dict[str, Member] = {}
@@ -134,6 +140,7 @@ class ElasticPool:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timing = timing
         self._end_actor = end
+        self._check_room = check_room
         self._moved = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -141,16 +148,25 @@ class ElasticPool:
     def serving(self) -> list[Member]:
         return [member for member in self.members.values() if member.state is MemberState.SERVING]
 
+    @property
+    def _staying(self) -> list[Member]:
+        """Those that count towards the target: neither gone nor told to go."""
+        leaving = (MemberState.DRAINING, MemberState.GONE)
+        return [m for m in self.members.values() if m.state not in leaving and not m.drain.is_set()]
+
     async def scale(self, target: int) -> None:
         """Start or drain members until there are `target`; returns at once.
 
         Raises:
             ValueError: `target` is less than 1.
+            UserError: the cluster has no room for them; nothing changes.
         """
         if target < 1:
             raise ValueError(f"the {self.pool} pool cannot have fewer than 1 member")
+        if target > self.target:
+            self._check_room(target)
         self.target = target
-        staying = [m for m in self.members.values() if m.state not in (MemberState.DRAINING, MemberState.GONE)]
+        staying = self._staying
         for member in staying[target:]:
             member.drain.set()
         for _ in range(target - len(staying)):
@@ -170,7 +186,8 @@ class ElasticPool:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = error
+        if self.failure is None:  # the first one is the cause
+            self.failure = error
         self._wake()
 
     def _wake(self) -> None:
@@ -212,6 +229,11 @@ class ElasticPool:
         note, replace = "stopped", False
         try:
             note, replace = await self._way(member)
+        except UserError as error:
+            # Every member would say the same: the job is wrong, and no successor mends it.
+            mistake = user_error(error)
+            note = str(mistake)
+            self._fail(mistake)
         except (RayError, TimeoutError, AttestationFailed) as error:
             note, replace = f"{type(error).__name__}: {first_line(error) or f'no answer while {member.state}'}", True
         finally:
@@ -219,30 +241,54 @@ class ElasticPool:
             await self.set_state(member, MemberState.GONE, note)
         if replace:
             self._replace(member, note)
+        elif not self._staying:
+            self._fail_empty(note)
 
     async def _end(self, member: Member) -> None:
         """Let the member close what it started (an engine is processes of its own), then end its actor for certain."""
         if member.handle is None:
             return
         try:
-            await asyncio.wait_for(member.handle.close.remote(), self._timing.close)
+            await within(self._timing.close, member.handle.close.remote())
         except (RayError, TimeoutError) as error:
             log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
         self._end_actor(member.handle)
 
     async def _way(self, member: Member) -> tuple[str, bool]:
+        """Why the member ended, and whether it wants a successor."""
+        if member.drain.is_set():
+            return NOT_WANTED, False
         member.handle = self.kind.launch(member.name)
-        member.report = await asyncio.wait_for(member.handle.start.remote(), self.kind.start_seconds)
-        await self.kind.admit(member, self.set_state)
+        if not await self._come(member):
+            return NOT_WANTED, False
         if not member.drain.is_set():
             await self.set_state(member, MemberState.SERVING)
             reason = await self._serve(member)
             if reason is not None:
                 return reason, True
         await self.set_state(member, MemberState.DRAINING)
-        while not await asyncio.wait_for(self.kind.drained(member), self._timing.health_deadline):
+        while not await within(self._timing.health_deadline, self.kind.drained(member)):
             await asyncio.sleep(self._timing.drain_poll)
         return "drained", False
+
+    async def _come(self, member: Member) -> bool:
+        """Start and admit the member; False as soon as it is told to go before that is done."""
+        coming = asyncio.create_task(self._start_and_admit(member))
+        drain = asyncio.create_task(member.drain.wait())
+        try:
+            await asyncio.wait({coming, drain}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                return False
+            await coming
+            return True
+        finally:
+            drain.cancel()
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)  # it changes no state once the member is gone
+
+    async def _start_and_admit(self, member: Member) -> None:
+        member.report = await within(self.kind.start_seconds, member.handle.start.remote())
+        await self.kind.admit(member, self.set_state)
 
     async def _serve(self, member: Member) -> str | None:
         """Until the member is to drain (None) or has failed (why)."""
@@ -256,13 +302,13 @@ class ElasticPool:
                     return member.failed.result()
                 if drain in done:
                     return None
-                await asyncio.wait_for(self.kind.check(member), self._timing.health_deadline)
+                await within(self._timing.health_deadline, self.kind.check(member))
         finally:
             drain.cancel()
 
     def _replace(self, member: Member, note: str) -> None:
-        alive = [m for m in self.members.values() if m.state is not MemberState.GONE]
-        if len(alive) >= self.target:
+        staying = self._staying
+        if len(staying) >= self.target or isinstance(self.failure, UserError):
             return
         if self._restarts_left > 0:
             self._restarts_left -= 1
@@ -274,8 +320,11 @@ class ElasticPool:
             log.error("member_retired", member=member.name, reason=note)
             self._tell(f"{member.name} is lost ({note}) and not replaced: the pool's restarts are used up")
             member.note = f"retired: {note}"
-            if not alive:
-                self._fail(PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}"))
+            if not staying:
+                self._fail_empty(note)
+
+    def _fail_empty(self, note: str) -> None:
+        self._fail(PoolFailed(f"the {self.pool} pool has no members left; the last one: {note}"))
 
     async def close(self) -> None:
         """End all members, and wait until they are gone."""
@@ -289,6 +338,19 @@ class ElasticPool:
 
 class AttestationFailed(Exception):
     """A member does not hold the weights that it should."""
+
+
+async def within(seconds: float, answer: Awaitable[T]) -> T:
+    """The answer, or TimeoutError. Python 3.11's `wait_for` loses a cancellation that comes together with the answer, and
+    a pool that is closed then waits for ever."""
+    async with asyncio.timeout(seconds):
+        return await answer
+
+
+def user_error(error: UserError) -> UserError:
+    """The error as it was raised in the member: Ray's own is of both types, and its text is a trace."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, UserError) else error
 
 
 def first_line(error: BaseException) -> str:

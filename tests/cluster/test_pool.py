@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.verification import MemberReport
 from headrace.cluster.pool import AttestationFailed, ElasticPool, Member, PoolFailed, PoolTiming, SetState
 from headrace.cluster.run_records import MemberState, Pool
+from headrace.verifiers.errors import UserError
 
 TIMING = PoolTiming(health=0.005, health_deadline=0.1, drain_poll=0.005, close=0.05)
 DEADLINE = 5.0  # of each wait in this file; nothing here takes a tenth of it
@@ -69,6 +70,7 @@ class FakeKind:
         self.states: dict[str, list[MemberState]] = {}
         self.born: Callable[[FakeActor], None] = lambda actor: None
         self.refused: set[str] = set()
+        self.fault: BaseException | None = None  # raised by the admission
         self.checks = 0
 
     def launch(self, name: str) -> FakeActor:
@@ -80,8 +82,11 @@ class FakeKind:
         self.states[member.name] = [member.state]
         await set_state(member, MemberState.SYNCING)
         self.states[member.name].append(member.state)
+        await member.handle.answer("admit")
         if member.name in self.refused:
             raise AttestationFailed("its probe is far off")
+        if self.fault is not None:
+            raise self.fault
         member.version = 3
         await set_state(member, MemberState.ATTESTED)
         self.states[member.name].append(member.state)
@@ -289,7 +294,93 @@ async def test_a_member_that_is_to_go_while_it_starts_never_serves():
         await pool.scale(2)
         await pool.scale(1)
         await until(lambda: pool.members["rollout-1"].state is MemberState.GONE)
-        assert MemberState.SERVING not in kind.states["rollout-1"]
+        assert sorted(kind.actors) == ["rollout-0"]
+
+
+@pytest.mark.parametrize("stage", ["start", "admit"])
+async def test_a_member_that_is_to_go_ends_in_the_middle_of_its_start(stage):
+    kind, events = FakeKind(), Events()
+
+    def born(actor: FakeActor) -> None:
+        actor.hangs_in = stage if actor.name == "rollout-1" else None
+
+    kind.born = born
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        leaver = pool.members["rollout-1"]
+        at = MemberState.STARTING if stage == "start" else MemberState.SYNCING
+        await until(lambda: len(pool.serving) == 1 and leaver.handle is not None and leaver.state is at)
+        await pool.scale(1)
+        await until(lambda: leaver.state is MemberState.GONE)
+        assert leaver.note == "told to go before it served"
+        assert events.ended == ["rollout-1"]
+
+
+async def test_scaling_down_and_up_at_once_ends_at_the_target():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        await pool.scale(1)
+        await pool.scale(2)
+        await until(lambda: [member.name for member in pool.serving] == ["rollout-0", "rollout-2"])
+
+
+async def test_a_death_beside_a_draining_member_without_restarts_fails_the_pool():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events, restart_budget=0) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(2, DEADLINE)
+        kind.actors["rollout-1"].busy = True
+        await pool.scale(1)
+        await until(lambda: pool.members["rollout-1"].state is MemberState.DRAINING)
+        kind.actors["rollout-0"].dead = True
+        await until(lambda: pool.members["rollout-0"].state is MemberState.GONE)
+        with pytest.raises(PoolFailed, match="no members left"):
+            await pool.wait_serving(1, DEADLINE)
+
+
+async def test_a_drain_that_leaves_the_pool_empty_fails_it():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        pool.members["rollout-0"].drain.set()
+        await until(lambda: pool.members["rollout-0"].state is MemberState.GONE)
+        with pytest.raises(PoolFailed, match="the last one: drained"):
+            await pool.wait_serving(1, DEADLINE)
+
+
+async def test_a_mistake_of_the_users_found_in_a_member_fails_the_pool_at_once_with_its_own_line():
+    kind, events = FakeKind(), Events()
+    mistake = UserError("rollout.engine: no such argument: max_num_sqes")
+    kind.fault = RayTaskError("start", "Traceback of the member", mistake).as_instanceof_cause()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        with pytest.raises(UserError) as raised:
+            await pool.wait_serving(1, DEADLINE)
+        assert raised.value is mistake
+        await until(lambda: pool.members["rollout-0"].state is MemberState.GONE)
+        assert sorted(kind.actors) == ["rollout-0"]
+
+
+async def test_a_pool_grows_only_where_the_cluster_has_room_and_shrinks_without_asking():
+    kind, events = FakeKind(), Events()
+
+    def full(target: int) -> None:
+        if target != 2:
+            raise UserError(f"no room for {target}")
+
+    pool = ElasticPool(kind, events.changed, events.told.append, 5, TIMING, events.end, full)
+    try:
+        await pool.scale(2)
+        with pytest.raises(UserError, match="no room for 3"):
+            await pool.scale(3)
+        assert (pool.target, len(pool.members)) == (2, 2)
+        await pool.scale(1)
+        assert pool.target == 1
+    finally:
+        await pool.close()
 
 
 async def test_too_few_serving_members_at_the_deadline_say_where_each_one_is():

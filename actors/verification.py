@@ -46,6 +46,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     inflight: int  # samples
     done: int
     busy_seconds: float
+    call_seconds: float  # how long the call under way has taken so far; 0: there is none
 
 
 class VerificationWorker:
@@ -59,6 +60,7 @@ class VerificationWorker:
         self._inflight = 0
         self._done = 0
         self._busy_seconds = 0.0
+        self._call_start: float | None = None
         node = node_address()
         self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
 
@@ -68,12 +70,13 @@ class VerificationWorker:
 
     def verify(self, samples: list[Sample]) -> list[Verdict]:
         """The verdicts in the order of the samples."""
-        start = time.monotonic()
+        start = self._call_start = time.monotonic()
         self._inflight = len(samples)
         self._metrics.set(telemetry.VERIFICATION_INFLIGHT, self._inflight)
         try:
             verdicts = self._verifier.verify_many(samples)
         finally:
+            self._call_start = None
             self._inflight = 0
             self._busy_seconds += time.monotonic() - start
         self._done += len(verdicts)
@@ -86,7 +89,9 @@ class VerificationWorker:
 
     @ray.method(concurrency_group="watch")
     def report(self) -> WorkerStatus:
-        return WorkerStatus(self._inflight, self._done, self._busy_seconds)
+        start = self._call_start  # read once: `verify` is in another thread
+        call_seconds = time.monotonic() - start if start is not None else 0.0
+        return WorkerStatus(self._inflight, self._done, self._busy_seconds, call_seconds)
 
     def close(self) -> None:
         self._verifier.close()
@@ -138,7 +143,7 @@ class VerificationClient:
                 while len(batch) < BATCH and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
                 batch = [pending for pending in batch if not pending.verdict.done()]
-                if not await self._verify_batch(name, handle, batch):
+                if batch and not await self._verify_batch(name, handle, batch):
                     return
         finally:
             self._tasks.pop(name, None)
@@ -146,10 +151,12 @@ class VerificationClient:
 
     async def _verify_batch(self, name: str, handle: Any, batch: list[_Pending]) -> bool:
         """Whether the worker can go on."""
+        late = False
         call = asyncio.ensure_future(handle.verify.remote([pending.sample for pending in batch]))
         try:
             done, _ = await asyncio.wait({call}, timeout=self._timeout_seconds)
             if not done:
+                late = True
                 log.warning("verification_worker_late", worker=name, samples=len(batch))
                 self._settle_all(
                     batch, infra_error("worker_late", f"{name}: no verdict in {self._timeout_seconds:g} s")
@@ -158,16 +165,20 @@ class VerificationClient:
             verdicts = call.result()
         except RayActorError as error:
             log.warning("verification_worker_lost", worker=name, samples=len(batch), error=type(error).__name__)
-            self._settle_all(batch, infra_error("worker_lost", f"{name}: {type(error).__name__}"))
+            if not late:
+                self._settle_all(batch, infra_error("worker_lost", f"{name}: {type(error).__name__}"))
             return False
         except RayError as error:  # the verifier raised: a bug in it, which another worker has too
             log.error("verification_failed", worker=name, samples=len(batch), error=str(error))
-            self._settle_all(batch, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
+            if not late:
+                self._settle_all(batch, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
             return True
         finally:
             call.cancel()
         for pending, verdict in zip(batch, verdicts, strict=True):
-            self._settle(pending, verdict)
+            # A late call has cost its attempt already; only an answer still counts.
+            if not late or verdict.kind is not VerdictKind.INFRA_ERROR:
+                self._settle(pending, verdict)
         return True
 
     def _settle_all(self, batch: list[_Pending], verdict: Verdict) -> None:

@@ -166,6 +166,8 @@ class PlacementSection(Section):
     take_turns: bool | Literal["auto"] = "auto"
     """Generators stand still while the learner steps. For pools on the same cores, where they only disturb each other;
     `auto`: when generators and learner have no GPU and share a node."""
+    restarts: int = Field(default=20, ge=0)
+    """Members of one pool that may die and be replaced before the pool is given up."""
 
 
 class WeightSyncSection(Section):

@@ -44,7 +44,7 @@ class ScaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Endpoint:
-    """Serves one controller. `scale` raises ValueError for a request that cannot be met."""
+    """Serves one controller. `scale` raises ValueError or UserError for a request that cannot be met."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Endpoint:
     async def _post_scale(self, request: web.Request) -> web.Response:
         try:
             await self._scale(msgspec.json.decode(await request.read(), type=ScaleRequest))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, UserError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         return json_response(await self._status())
 

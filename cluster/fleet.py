@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import structlog
 from ray.exceptions import RayError
 
 from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import GeneratorSettings
+from headrace.cluster.config import JobConfig
 from headrace.cluster.learner_pool import LearnerPool, launch_ranks, learner_threads
-from headrace.cluster.members import GeneratorKind, Requirements, VerificationKind
-from headrace.cluster.placement import member_resources
+from headrace.cluster.members import CALL_SECONDS, GeneratorKind, Requirements, VerificationKind
+from headrace.cluster.placement import bundles, check_fits, custom_resources, member_resources, ray_nodes
 from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport, WeightPublisher
@@ -26,7 +28,6 @@ from headrace.learner.worker import WorkerSettings
 log = structlog.get_logger()
 
 START_SECONDS = 1800.0
-CALL_SECONDS = 60.0
 VLLM_ENGINE = "headrace.actors.vllm_engine:VllmEngine"
 
 
@@ -60,7 +61,9 @@ class Fleet:
             job.algorithm.group_size,
         )
         self._generators.publisher = self.publisher
-        self.rollout = ElasticPool(self._generators, self._rollout_changed, tell)
+        self.rollout = ElasticPool(
+            self._generators, self._rollout_changed, tell, job.placement.restarts, check_room=self._check_rollout_room
+        )
         self.verification = ElasticPool(
             VerificationKind(
                 job.job.name,
@@ -68,9 +71,12 @@ class Fleet:
                 prepared.verifier,
                 Requirements(member_resources(job, Pool.VERIFICATION, custom)),
                 log_dir,
+                job.verification.timeout_seconds,
             ),
             self._verification_changed,
             tell,
+            job.placement.restarts,
+            check_room=self._check_verification_room,
         )
         self._generators.workers = self.verification
         self.learner = LearnerPool(
@@ -81,6 +87,12 @@ class Fleet:
             )
         )
         self.publisher.sender = self.learner.sender
+
+    def _check_rollout_room(self, generators: int) -> None:
+        check_room(self._job, generators, self.verification.target)
+
+    def _check_verification_room(self, workers: int) -> None:
+        check_room(self._job, self.rollout.target, workers)
 
     async def start(self) -> None:
         """All pools side by side; returns when the learner is up. The generators follow once they have its weights."""
@@ -120,9 +132,9 @@ class Fleet:
 
     async def _verification_changed(self) -> None:
         workers = {member.name: member.handle for member in self.verification.serving}
-        for member in self.rollout.members.values():
-            if member.state in (MemberState.SYNCING, MemberState.ATTESTED, MemberState.SERVING, MemberState.DRAINING):
-                await self._tell(member, member.handle.set_workers.remote(workers))
+        reached = (MemberState.SYNCING, MemberState.ATTESTED, MemberState.SERVING, MemberState.DRAINING)
+        members = [member for member in self.rollout.members.values() if member.state in reached]
+        await asyncio.gather(*[self._tell(member, member.handle.set_workers.remote(workers)) for member in members])
 
     async def pause_generators(self) -> None:
         """Freeze every request where it is: the learner gets the cores."""
@@ -159,6 +171,15 @@ class Fleet:
     async def close(self) -> None:
         """End everything, generators first: their engines are processes of their own."""
         await asyncio.gather(self.rollout.close(), self.verification.close(), self.learner.close())
+
+
+def check_room(job: JobConfig, generators: int, workers: int) -> None:
+    """Raises UserError, naming what fits nowhere, when the cluster cannot hold the job with so many members."""
+    rollout = job.rollout.model_copy(update={"generators": generators})
+    verification = job.verification.model_copy(update={"workers": workers})
+    resized = job.model_copy(update={"rollout": rollout, "verification": verification})
+    nodes = ray_nodes(ray.nodes())
+    check_fits(bundles(resized, custom_resources(nodes)), nodes)
 
 
 def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class: str) -> GeneratorSettings:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, cast
 
 import msgspec
 import ray
+import structlog
 
 from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
-from headrace.actors.verification import VerificationWorker
+from headrace.actors.verification import VerificationWorker, WorkerStatus
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
 from headrace.cluster.run_records import MemberState, Pool
 from headrace.verifiers.base import Verifier
 
+log = structlog.get_logger()
+
 GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a hub
 WORKER_START_SECONDS = 120.0
+CALL_SECONDS = 60.0  # for a control call to answer
+HUNG_CHECK = 2.0  # a check that has taken so many times its timeout is taken to be hung
 
 
 class Requirements(msgspec.Struct, frozen=True):
@@ -67,11 +73,17 @@ class GeneratorKind:
     async def admit(self, member: Member, set_state: SetState) -> None:
         if self.publisher is None or self.workers is None:
             raise RuntimeError("a generator was started before the learner and the verification pool were known")
-        slots = await member.handle.slots.remote()
-        self.inflight[member.name] = self._inflight_groups or max(1, -(-slots // self._group_size)) + 1
-        await member.handle.set_workers.remote({m.name: m.handle for m in self.workers.serving})
+        # Said first: whoever tells the generators of a change among the workers tells those that are at least syncing.
         await set_state(member, MemberState.SYNCING)
-        await self.publisher.admit(member)
+        slots = await asyncio.wait_for(member.handle.slots.remote(), CALL_SECONDS)
+        self.inflight[member.name] = self._inflight_groups or max(1, -(-slots // self._group_size)) + 1
+        workers = {m.name: m.handle for m in self.workers.serving}
+        await asyncio.wait_for(member.handle.set_workers.remote(workers), CALL_SECONDS)
+        # A member that is told to go meanwhile just dies for the transfer, which the publisher can bear; a transfer that
+        # is cut off would leave the learner sending.
+        transfer = asyncio.create_task(self.publisher.admit(member), name=f"admission of {member.name}")
+        transfer.add_done_callback(note_outcome)
+        await asyncio.shield(transfer)
         await set_state(member, MemberState.ATTESTED)
 
     async def check(self, member: Member) -> None:
@@ -88,18 +100,32 @@ class GeneratorKind:
         return member.inflight == 0
 
 
+def note_outcome(transfer: asyncio.Task[None]) -> None:
+    """Whoever waited for the transfer got its error; here it is seen also when nobody does any more."""
+    if not transfer.cancelled() and (error := transfer.exception()) is not None:
+        log.info("admission_failed", transfer=transfer.get_name(), error=repr(error))
+
+
 class VerificationKind:
     pool = Pool.VERIFICATION
     start_seconds = WORKER_START_SECONDS
 
     def __init__(
-        self, run: str, host: str, verifier: Verifier, requirements: Requirements, log_dir: str | None
+        self,
+        run: str,
+        host: str,
+        verifier: Verifier,
+        requirements: Requirements,
+        log_dir: str | None,
+        timeout_seconds: float,
     ) -> None:
+        """`timeout_seconds`: what a batch of samples may take."""
         self._run = run
         self._host = host
         self._verifier = verifier
         self._requirements = requirements
         self._log_dir = log_dir
+        self._hung_seconds = HUNG_CHECK * timeout_seconds
 
     def launch(self, name: str) -> Any:
         # A thread of its own for `report`: a look at the worker's health does not wait for the check that it is busy with.
@@ -112,8 +138,10 @@ class VerificationKind:
         """Its start has shown all there is to show."""
 
     async def check(self, member: Member) -> None:
-        report = await member.handle.report.remote()
+        report: WorkerStatus = await member.handle.report.remote()
         member.inflight, member.done, member.busy_seconds = report.inflight, report.done, report.busy_seconds
+        if report.call_seconds > self._hung_seconds:
+            raise TimeoutError(f"a check has hung for {report.call_seconds:.0f} s")
 
     async def drained(self, member: Member) -> bool:
         await self.check(member)

@@ -113,6 +113,30 @@ async def test_a_worker_that_misses_the_deadline_is_given_no_more_and_its_sample
         assert frozen.batches == [1]
 
 
+async def test_a_call_that_is_late_and_then_lost_offers_its_sample_again_once():
+    frozen, second = Worker("frozen", RayActorError()), Worker("second")
+    frozen.gate.clear()
+    async with client_of(frozen, attempts=20, timeout=0.05) as client:
+        verdict = asyncio.create_task(client.verify(sample(1)))
+        await until(lambda: client._waiting.qsize() == 1 and frozen.batches == [1])  # late: offered again
+        frozen.gate.set()
+        await until(lambda: "frozen" not in client._tasks)
+        client.set_workers({"second": second})
+        assert (await verdict).kind is VerdictKind.PASS
+    assert second.batches == [1]
+
+
+async def test_a_call_that_is_late_and_then_fails_offers_its_sample_again_once():
+    frozen = Worker("frozen", infra_error("sandbox_died", "no memory"))
+    frozen.gate.clear()
+    async with client_of(frozen, attempts=20, timeout=0.05) as client:
+        verdict = asyncio.create_task(client.verify(sample(1)))
+        await until(lambda: client._waiting.qsize() == 1 and frozen.batches == [1])
+        frozen.gate.set()
+        assert (await verdict).reason == "sandbox_died"
+    assert frozen.batches == [1] * 20
+
+
 @pytest.mark.parametrize("attempts", [1, 3])
 async def test_a_check_that_never_runs_to_its_end_is_an_infra_error_after_the_attempts(attempts):
     worker = Worker("w", infra_error("sandbox_died", "no memory"))
@@ -211,7 +235,7 @@ def test_the_worker_starts_its_verifier_answers_in_order_and_counts(tmp_path):
     verdicts = worker.verify([Sample("YES", {}), Sample("no", {})])
     assert [verdict.kind for verdict in verdicts] == [VerdictKind.PASS, VerdictKind.FAIL]
     status = worker.report()
-    assert (status.inflight, status.done) == (0, 2)
+    assert (status.inflight, status.done, status.call_seconds) == (0, 2, 0.0)
     assert status.busy_seconds > 0
     worker.close()
     assert verifier.closed

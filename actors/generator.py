@@ -16,10 +16,12 @@ from typing import Any
 
 import msgspec
 import prometheus_client
+import ray
 import structlog
 
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.node_address import node_address
+from headrace.actors.shared_memory import segments_of
 from headrace.actors.verification import MemberReport, VerificationClient, log_stream
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -101,7 +103,13 @@ class Generator:
         self._engine = engine
         _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
-        return MemberReport(os.getpid(), node, telemetry.metrics_url(self._settings.host, port, node))
+        return MemberReport(
+            pid=os.getpid(),
+            node=node,
+            metrics_url=telemetry.metrics_url(self._settings.host, port, node),
+            node_id=ray.get_runtime_context().get_node_id(),
+            shared_memory=segments_of(os.getpid()),
+        )
 
     @property
     def _started(self) -> Engine:

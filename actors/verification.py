@@ -40,6 +40,8 @@ class MemberReport(msgspec.Struct, frozen=True):
     pid: int
     node: str
     metrics_url: str
+    node_id: str = ""
+    shared_memory: list[str] = []  # segments that its processes hold, by name: to be released if it is killed
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):

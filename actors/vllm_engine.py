@@ -7,6 +7,8 @@ This module imports vLLM and is itself imported late, by name, once the environm
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import difflib
 import itertools
 import time
 
@@ -23,6 +25,7 @@ from headrace.actors.engine import EngineDied, EngineSettings, Output, RequestFa
 from headrace.actors.weight_sync import vllm_backend
 from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
 
 UNSYNCED = -2  # what vLLM calls "default": the weights of the model folder, attested by nobody
@@ -160,8 +163,14 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
     """vLLM's arguments: our defaults, then the user's own by name.
 
     Raises:
-        TypeError: an option that vLLM does not know.
+        UserError: an option that vLLM does not know.
     """
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in settings.options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"rollout.engine: vLLM has no engine argument {name!r}{hint}")
     values: dict[str, object] = {
         "model": settings.model,
         "dtype": settings.dtype,

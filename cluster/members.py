@@ -9,8 +9,11 @@ from typing import Any, cast
 import msgspec
 import ray
 import structlog
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
+from headrace.actors.shared_memory import release
 from headrace.actors.verification import VerificationWorker, WorkerStatus
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
@@ -99,6 +102,20 @@ class GeneratorKind:
         await self.check(member)
         return member.inflight == 0
 
+    async def clean(self, member: Member) -> None:
+        """An engine that was killed leaves its shared memory on its node."""
+        report = member.report
+        if report is None or not report.shared_memory:
+            return
+        task: Any = ray.remote(num_cpus=0)(release)
+        placed = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(report.node_id, soft=False))
+        try:
+            removed = await asyncio.wait_for(placed.remote(report.shared_memory), CALL_SECONDS)
+        except (RayError, TimeoutError) as error:  # the node is gone, and its memory with it
+            log.info("shared_memory_not_released", member=member.name, error=type(error).__name__)
+        else:
+            log.info("shared_memory_released", member=member.name, segments=len(removed))
+
 
 def note_outcome(transfer: asyncio.Task[None]) -> None:
     """Whoever waited for the transfer got its error; here it is seen also when nobody does any more."""
@@ -146,3 +163,6 @@ class VerificationKind:
     async def drained(self, member: Member) -> bool:
         await self.check(member)
         return member.inflight == 0
+
+    async def clean(self, member: Member) -> None:
+        """A worker shares no memory; what it started ends with it."""

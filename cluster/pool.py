@@ -107,6 +107,10 @@ class MemberKind(Protocol):
         """Whether a draining member holds nothing more."""
         ...
 
+    async def clean(self, member: Member) -> None:
+        """Give back what a member that did not close may have left on its node."""
+        ...
+
 
 class PoolFailed(Exception):
     """The pool has no members left and may start no more."""
@@ -252,7 +256,10 @@ class ElasticPool:
             await within(self._timing.close, member.handle.close.remote())
         except (RayError, TimeoutError) as error:
             log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
-        self._end_actor(member.handle)
+            self._end_actor(member.handle)
+            await self.kind.clean(member)
+        else:
+            self._end_actor(member.handle)
 
     async def _way(self, member: Member) -> tuple[str, bool]:
         """Why the member ended, and whether it wants a successor."""

@@ -41,7 +41,7 @@ CHANGEABLE = {
     "rollout": {"generators", "inflight_groups", "lease_seconds", "cpus", "gpus", "memory_bytes", "threads"},
     "verification": {"workers", "cpus", "timeout_seconds", "attempts"},
     "learner": {"ranks", "cpus", "gpus", "memory_bytes", "threads", "max_tokens_per_pack", "head_chunk_tokens"},
-    "placement": {"take_turns", "local_cpus"},
+    "placement": {"take_turns", "local_cpus", "restarts"},
     "weight_sync": {"timeout_seconds", "probe_tolerance"},
     "evaluation": {"every"},
     "checkpoint": {"every", "keep"},

@@ -65,6 +65,7 @@ class FakeKind:
     pool = Pool.ROLLOUT
 
     def __init__(self, start_seconds: float = DEADLINE) -> None:
+        self.cleaned: list[str] = []
         self.start_seconds = start_seconds
         self.actors: dict[str, FakeActor] = {}
         self.states: dict[str, list[MemberState]] = {}
@@ -95,6 +96,9 @@ class FakeKind:
         self.checks += 1
         self._note(member)
         await member.handle.answer("check")
+
+    async def clean(self, member: Member) -> None:
+        self.cleaned.append(member.name)
 
     async def drained(self, member: Member) -> bool:
         self._note(member)

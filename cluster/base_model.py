@@ -6,7 +6,9 @@ rewrites it as a Hugging Face folder, which takes some 25 seconds, once; later u
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -107,11 +109,14 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     A model loaded from GGUF refuses `save_pretrained`, and its config names a quantisation that vLLM refuses: the
     weights go into a fresh model of the same architecture, and the key is removed.
     """
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Its progress bars go to stderr, several hundred lines of them where that is a file.
+    with contextlib.redirect_stderr(io.StringIO()):
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(loaded.state_dict())
-    fresh.to(torch.bfloat16).save_pretrained(target)
+    with contextlib.redirect_stderr(io.StringIO()):
+        fresh.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     written = json.loads((target / "config.json").read_text())
     written.pop("quantization_config", None)

@@ -103,7 +103,7 @@ class GeneratorKind:
         return member.inflight == 0
 
     async def clean(self, member: Member) -> None:
-        """An engine that was killed leaves its shared memory on its node."""
+        """An engine's processes are ended before they give back all of their shared memory."""
         report = member.report
         if report is None or not report.shared_memory:
             return

@@ -108,7 +108,7 @@ class MemberKind(Protocol):
         ...
 
     async def clean(self, member: Member) -> None:
-        """Give back what a member that did not close may have left on its node."""
+        """Give back what the ended member may have left on its node."""
         ...
 
 
@@ -256,10 +256,8 @@ class ElasticPool:
             await within(self._timing.close, member.handle.close.remote())
         except (RayError, TimeoutError) as error:
             log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
-            self._end_actor(member.handle)
-            await self.kind.clean(member)
-        else:
-            self._end_actor(member.handle)
+        self._end_actor(member.handle)
+        await self.kind.clean(member)
 
     async def _way(self, member: Member) -> tuple[str, bool]:
         """Why the member ended, and whether it wants a successor."""

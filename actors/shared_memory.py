@@ -30,12 +30,12 @@ def release(names: Iterable[str]) -> list[str]:
 
 
 def _mapped(pids: Iterable[int]) -> set[str]:
-    names: set[str] = set()
+    """By inode: a semaphore is mapped under a name that is gone by the time it has its own."""
+    inodes: set[int] = set()
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended between the listing and the look, or is another user's and so maps none of ours
-        paths = [line.split(maxsplit=5)[5] for line in lines if f" {SHARED_MEMORY}/" in line]
-        names |= {Path(path).name for path in paths if not path.endswith("(deleted)")}
-    return names
+        inodes |= {int(line.split()[4]) for line in lines if f" {SHARED_MEMORY}/" in line}
+    return {entry.name for entry in os.scandir(SHARED_MEMORY) if entry.inode() in inodes}

@@ -128,7 +128,8 @@ def export(
     state: dict[str, Tensor] = {}
     for name, tensor in tensors(torch_dtype(dtype, "rollout.dtype")):
         if rank == 0:
-            state[name] = tensor.cpu().contiguous()
+            # Gathered over ranks that divide it unevenly, a tensor is a view into a padded buffer, which cannot be saved.
+            state[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
     if rank == 0:
         source = model_files(base)
         folder.mkdir(parents=True, exist_ok=True)

@@ -212,7 +212,10 @@ def test_a_run_that_has_not_said_anything_yet_has_a_heartbeat(
     assert "still starting, 20 s so far" in output.getvalue()
 
 
-def test_a_terminal_is_redrawn_with_the_running_time_while_nothing_arrives(clock: Clock) -> None:
+def test_a_terminal_is_redrawn_with_the_running_time_while_nothing_arrives(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     output = WatchedOutput("1 min 7 s")
     display = make_display(Console(file=output, width=100, force_terminal=True), clock)
     assert isinstance(display, LiveDisplay)

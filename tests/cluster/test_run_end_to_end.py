@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from headrace.cluster.endpoint import ScaleRequest
 
 PROGRAM = """
+import asyncio
 import sys
 from pathlib import Path
 from headrace.cluster.job_file import load_job
@@ -22,7 +23,10 @@ if __name__ == "__main__":
     resume = "--resume" in sys.argv
     words = [word for word in sys.argv[2:] if word != "--resume"]
     job = load_job(Path(sys.argv[1]), words)
-    run_job(job, resume=resume, engine_class="headrace.actors.small_engine:SmallEngine")
+    try:
+        run_job(job, resume=resume, engine_class="headrace.actors.small_engine:SmallEngine")
+    except asyncio.CancelledError:  # as headrace.cluster.cli does
+        sys.exit(130)
 """
 
 

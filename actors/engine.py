@@ -11,6 +11,8 @@ from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
 
+UNSYNCED = -2  # version of an engine's weights before its first swap: the model folder's, attested by nobody
+
 
 class EngineSettings(msgspec.Struct, frozen=True):
     """What an engine is started with."""
@@ -53,7 +55,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the weights in use; -2 before the first swap."""
+        """Of the weights in use; UNSYNCED before the first swap."""
         ...
 
     @property

@@ -14,12 +14,10 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from headrace.actors.engine import EngineSettings, Output
+from headrace.actors.engine import UNSYNCED, EngineSettings, Output
 from headrace.actors.weight_sync.receiver import StagedReceiver, StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress, dtype_of
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
-
-UNSYNCED = -2
 
 
 class SmallEngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -21,14 +21,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from headrace.actors.engine import EngineDied, EngineSettings, Output, RequestFailed
+from headrace.actors.engine import UNSYNCED, EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.weight_sync import vllm_backend
 from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
-
-UNSYNCED = -2  # what vLLM calls "default": the weights of the model folder, attested by nobody
 
 
 class VllmEngine:

@@ -183,7 +183,7 @@ class WeightSyncSection(Section):
     share of their size (actors/weight_sync/attestation.py)."""
     clear_cache: bool = False
     """Throw away the running requests' KV cache at an update, so that they are computed again under the new weights.
-    New requests never use blocks of older weights in either case."""
+    New requests carry the version as cache salt in either case."""
 
 
 class WarmStartSection(Section):

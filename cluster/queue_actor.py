@@ -96,10 +96,10 @@ class QueueActor:
             if name is None or room[name] <= 0:
                 return
             entry = self._generators[name]
-            for lease in self._queue.lease(name, entry.version, 1, now):
-                call = asyncio.create_task(self._generate(name, entry.handle, lease), name=f"lease {lease.id}")
-                self._calls.add(call)
-                call.add_done_callback(self._call_ended)
+            lease = self._queue.lease(name, entry.version, now)
+            call = asyncio.create_task(self._generate(name, entry.handle, lease), name=f"lease {lease.id}")
+            self._calls.add(call)
+            call.add_done_callback(self._call_ended)
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
@@ -174,9 +174,6 @@ class QueueActor:
         record = self._queue.commit(step)
         self._dispatch()
         return record
-
-    async def release(self) -> None:
-        self._queue.release()
 
     async def ledger(self) -> Ledger:
         return self._queue.ledger()

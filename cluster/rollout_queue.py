@@ -4,8 +4,10 @@ Every prompt that was ever handed out is in exactly one place:
 
     waiting -> leased -> ready -> taken -> trained
        ^         |         |        |
-       +---------+---------+--------+       given back: a death, an expired lease, a step that failed
+       +---------+                          given back: a death, an expired lease
                  +-> filtered (no variance) | dropped (infra errors), by name
+
+A queue that is made from a ledger begins with everything waiting that was leased, ready or taken then.
 
 Admission (the AReaL capacity rule, arXiv 2505.24298): a generator that holds weight version g gets a new lease only while
 
@@ -48,7 +50,6 @@ class Outcome(StrEnum):
     READY = "ready"
     FILTERED = "filtered"
     DROPPED = "dropped"
-    UNKNOWN_LEASE = "unknown_lease"  # it expired or was given back before: the prompt is another lease's now
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -131,17 +132,20 @@ class RolloutQueue(Generic[Payload]):
         bound = min(plan.max_staleness + member_version + 1, plan.steps) * plan.groups_per_step
         return max(0, bound - accepted - len(self._running))
 
-    def lease(self, member: str, member_version: int, most: int, now: float) -> list[Lease]:
-        """Up to `most` leases for a member, as many as admission allows."""
-        granted = []
-        for _ in range(min(most, self.capacity(member_version))):
-            prompt = self._waiting.pop(0) if self._waiting else self._next_prompt()
-            self._lease_ids += 1
-            attempt = self._attempts[prompt.id] = self._attempts.get(prompt.id, 0) + 1
-            lease = Lease(self._lease_ids, prompt, self.plan.group_size, self.plan.sampling, attempt)
-            self._running[lease.id] = Running(lease, member, member_version, now)
-            granted.append(lease)
-        return granted
+    def lease(self, member: str, member_version: int, now: float) -> Lease:
+        """The next prompt, for a member that holds `member_version`.
+
+        Raises:
+            RuntimeError: admission allows no lease; `capacity` says so before.
+        """
+        if self.capacity(member_version) == 0:
+            raise RuntimeError(f"admission allows no lease to {member} with version {member_version}")
+        prompt = self._waiting.pop(0) if self._waiting else self._next_prompt()
+        self._lease_ids += 1
+        attempt = self._attempts[prompt.id] = self._attempts.get(prompt.id, 0) + 1
+        lease = Lease(self._lease_ids, prompt, self.plan.group_size, self.plan.sampling, attempt)
+        self._running[lease.id] = Running(lease, member, member_version, now)
+        return lease
 
     def _next_prompt(self) -> Prompt:
         prompt = self._source.at(self._cursor)
@@ -149,45 +153,49 @@ class RolloutQueue(Generic[Payload]):
         return prompt
 
     def submit(self, lease_id: int, numbers: GroupNumbers, payload: Payload) -> Outcome:
-        """A finished group comes back."""
-        running = self._running.pop(lease_id, None)
-        if running is None:
-            return Outcome.UNKNOWN_LEASE
-        self._attempts.pop(running.lease.prompt.id, None)
+        """A finished group comes back.
+
+        Raises:
+            RuntimeError: the lease has ended before.
+        """
+        prompt = self._end(lease_id)
+        del self._attempts[prompt.id]
         if len(numbers.scored) < 2:
             self.dropped += 1
-            self._dropped_ids.append((running.lease.prompt.id, "infra_error"))
+            self._dropped_ids.append((prompt.id, "infra_error"))
             return Outcome.DROPPED
         if self.plan.drop_uniform and not numbers.has_variance:
             self.filtered += 1
-            self._filtered_ids.append(running.lease.prompt.id)
+            self._filtered_ids.append(prompt.id)
             self._filtered_numbers.append(numbers)
             return Outcome.FILTERED
-        self._ready.append(Ready(lease_id, running.lease.prompt, numbers, payload))
+        self._ready.append(Ready(lease_id, prompt, numbers, payload))
         return Outcome.READY
 
-    def give_back(self, lease_id: int) -> bool:
-        """The lease came to nothing; its prompt is the next to be handed out. False when it was settled before."""
+    def give_back(self, lease_id: int) -> None:
+        """The lease came to nothing; its prompt is the next to be handed out.
+
+        Raises:
+            RuntimeError: the lease has ended before.
+        """
+        self._waiting.insert(0, self._end(lease_id))
+        self.reissued += 1
+
+    def _end(self, lease_id: int) -> Prompt:
         running = self._running.pop(lease_id, None)
         if running is None:
-            return False
-        self._waiting.insert(0, running.lease.prompt)
-        self.reissued += 1
-        return True
-
-    def expired(self, now: float) -> list[Running]:
-        """The leases that are out for longer than they may; `give_back` is the caller's."""
-        return [running for running in self._running.values() if now - running.since > self.plan.lease_seconds]
+            raise RuntimeError(f"lease {lease_id} has ended before, or was never granted")
+        return running.lease.prompt
 
     def take(self) -> list[Ready[Payload]] | None:
         """The groups of one step, oldest leases first; None while there are too few of them, or while a group still runs
         that would be too stale for any later step.
 
         Raises:
-            RuntimeError: the step before was neither committed nor released.
+            RuntimeError: the step before was not committed.
         """
         if self._taken:
-            raise RuntimeError("take: the groups of the step before were neither committed nor released")
+            raise RuntimeError("take: the groups of the step before were not committed")
         if len(self._ready) < self.plan.groups_per_step:
             return None
         # Left out of this step, it would be max_staleness + 1 versions old in the next one. Admission granted no more than
@@ -213,11 +221,6 @@ class RolloutQueue(Generic[Payload]):
         )
         self._taken, self._filtered_ids, self._dropped_ids = [], [], []
         return record
-
-    def release(self) -> None:
-        """The step failed: its groups are ready again."""
-        self._ready = self._taken + self._ready
-        self._taken = []
 
     def ledger(self) -> Ledger:
         """The state of every prompt handed out, for a checkpoint of the weights of `version`."""

@@ -69,11 +69,6 @@ class Layout:
             used += math.ceil(size / ALIGNMENT) * ALIGNMENT
             self.bucket_sizes[-1] = used
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that cross the wire."""
-        return sum(self.bucket_sizes)
-
     def allocate(self, device: torch.device) -> list[torch.Tensor]:
         """Zeroed buckets, uint8 [bucket bytes] each; the padding is digested too, so it must be the same everywhere."""
         return [torch.zeros(size, dtype=torch.uint8, device=device) for size in self.bucket_sizes]

@@ -47,7 +47,6 @@ def test_tensors_of_every_shape_and_dtype_come_out_of_the_buckets_as_they_went_i
         assert list(view.shape) == record.shape
         assert view.dtype == getattr(torch, record.dtype)
         assert torch.equal(view, value)
-    assert layout.nbytes == sum(bucket.numel() for bucket in buckets)
     assert transport.checksum(received) == transport.checksum(buckets)
 
 
@@ -67,7 +66,7 @@ def test_tensors_lie_aligned_apart_from_each_other_and_inside_their_bucket(recor
 
 
 @settings(max_examples=50, deadline=None)
-@given(tensors.filter(lambda records: Layout(records).nbytes > 0), st.data())
+@given(tensors.filter(lambda records: sum(Layout(records).bucket_sizes) > 0), st.data())
 def test_one_byte_that_differs_changes_the_checksum(records, data):
     layout = Layout(records)
     buckets, _ = fill(layout, 0)

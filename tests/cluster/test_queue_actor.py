@@ -241,15 +241,6 @@ async def test_filtered_and_dropped_groups_are_replaced_and_told_with_the_batch(
     assert (record.filtered, record.dropped) == (["0:0"], [("0:1", "infra_error")])
 
 
-async def test_a_released_batch_is_taken_again(make):
-    queue, generator = make(), FakeGenerator(at_once=True)
-    await queue.set_generators({"g": entry(generator)})
-    first = await queue.take(SECONDS)
-    await queue.release()
-    again = await queue.take(SECONDS)
-    assert [group.payload for group in again.groups] == [group.payload for group in first.groups]
-
-
 async def test_a_queue_from_a_ledger_hands_out_what_was_outstanding_first(make):
     ledger = Ledger(cursor=9, outstanding=[(0, 4), (0, 7)], trained=5, filtered=1, dropped=1, version=3)
     queue, generator = make(ledger), FakeGenerator(at_once=True)

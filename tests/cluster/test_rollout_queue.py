@@ -51,88 +51,106 @@ def numbers(lease: Lease, version: int = 0, rewards: tuple[float, ...] = (0.0, 1
     )
 
 
+def all_leases(queue: RolloutQueue, member: str = "g", version: int = 0) -> list[Lease]:
+    """Every lease that admission allows now."""
+    return [queue.lease(member, version, now=0.0) for _ in range(queue.capacity(version))]
+
+
 def test_admission_grants_what_the_capacity_rule_allows_and_no_more():
     queue = RolloutQueue(Source(), plan(max_staleness=1, groups_per_step=2))
-    assert len(queue.lease("g", 0, 100, now=0.0)) == 4
-    assert queue.lease("g", 0, 100, now=0.0) == []
+    assert len(all_leases(queue)) == 4
+    assert queue.capacity(0) == 0
+    with pytest.raises(RuntimeError, match="admission allows no lease to g with version 0"):
+        queue.lease("g", 0, now=0.0)
 
 
 def test_nothing_is_leased_beyond_what_the_jobs_steps_take():
     queue = RolloutQueue(Source(), plan(max_staleness=5, groups_per_step=2, steps=2))
-    assert len(queue.lease("g", 0, 100, now=0.0)) == 4
+    assert queue.capacity(0) == 4
 
 
 def test_a_generator_with_old_weights_gets_no_lease_that_would_end_too_stale():
     queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
-    (lease,) = queue.lease("g", 0, 9, now=0.0)
+    lease = queue.lease("g", 0, now=0.0)
     queue.submit(lease.id, numbers(lease), "payload")
     assert queue.take() is not None
     queue.commit(1)
-    assert queue.lease("old", 0, 9, now=0.0) == []
-    assert len(queue.lease("new", 1, 9, now=0.0)) == 1
+    assert queue.capacity(0) == 0
+    assert queue.capacity(1) == 1
 
 
-def test_expired_lease_is_issued_again_under_the_same_id():
+def test_a_lease_that_was_given_back_is_issued_again_under_the_same_id():
     queue = RolloutQueue(Source(), plan())
-    first = queue.lease("g", 0, 1, now=0.0)[0]
-    assert [running.lease.id for running in queue.expired(now=11.0)] == [first.id]
-    assert queue.give_back(first.id)
-    again = queue.lease("h", 0, 1, now=11.0)[0]
+    first = queue.lease("g", 0, now=0.0)
+    queue.give_back(first.id)
+    again = queue.lease("h", 0, now=11.0)
     assert again.prompt.id == first.prompt.id
     assert again.id != first.id
     assert again.attempt == 2
+    assert queue.reissued == 1
 
 
-def test_a_group_that_comes_after_its_lease_was_given_back_is_not_counted_twice():
+def test_a_lease_ends_once_and_no_more():
     queue = RolloutQueue(Source(), plan())
-    lease = queue.lease("g", 0, 1, now=0.0)[0]
-    queue.give_back(lease.id)
-    assert queue.submit(lease.id, numbers(lease), "late") is Outcome.UNKNOWN_LEASE
-    assert queue.ready == 0
+    given_back, submitted = queue.lease("g", 0, now=0.0), queue.lease("g", 0, now=0.0)
+    queue.give_back(given_back.id)
+    queue.submit(submitted.id, numbers(submitted), "x")
+    for lease in (given_back, submitted):
+        with pytest.raises(RuntimeError, match="has ended before"):
+            queue.submit(lease.id, numbers(lease), "late")
+        with pytest.raises(RuntimeError, match="has ended before"):
+            queue.give_back(lease.id)
+    assert (queue.ready, queue.reissued) == (1, 1)
 
 
 def test_uniform_groups_are_filtered_and_replaced_under_dynamic_sampling():
     queue = RolloutQueue(Source(), plan(drop_uniform=True, max_staleness=0))
-    leases = queue.lease("g", 0, 9, now=0.0)
+    leases = all_leases(queue)
     assert len(leases) == 2
     assert queue.submit(leases[0].id, numbers(leases[0], rewards=(0.5, 0.5)), "x") is Outcome.FILTERED
-    assert len(queue.lease("g", 0, 9, now=0.0)) == 1
+    assert queue.capacity(0) == 1
     assert queue.filtered == 1
 
 
 def test_a_group_whose_checks_did_not_run_is_dropped_by_name():
     queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
-    lease = queue.lease("g", 0, 1, now=0.0)[0]
+    lease = queue.lease("g", 0, now=0.0)
     nan = float("nan")
     assert queue.submit(lease.id, numbers(lease, rewards=(nan, 1.0)), "x") is Outcome.DROPPED
-    other = queue.lease("g", 0, 1, now=0.0)[0]
+    other = queue.lease("g", 0, now=0.0)
     queue.submit(other.id, numbers(other), "y")
     queue.take()
     assert queue.commit(1).dropped == [(lease.prompt.id, "infra_error")]
 
 
-def test_a_failed_step_gives_its_groups_back():
+def test_a_step_is_committed_before_the_next_is_taken():
     queue = RolloutQueue(Source(), plan(groups_per_step=1))
-    lease = queue.lease("g", 0, 1, now=0.0)[0]
-    queue.submit(lease.id, numbers(lease), "x")
-    taken = queue.take()
-    with pytest.raises(RuntimeError, match="neither committed nor released"):
+    for lease in all_leases(queue):
+        queue.submit(lease.id, numbers(lease), "x")
+    assert queue.take() is not None
+    with pytest.raises(RuntimeError, match="were not committed"):
         queue.take()
-    queue.release()
-    assert queue.take() == taken
+
+
+def test_what_a_step_took_but_did_not_commit_is_outstanding_in_the_ledger():
+    queue = RolloutQueue(Source(), plan(groups_per_step=1))
+    lease = queue.lease("g", 0, now=0.0)
+    queue.submit(lease.id, numbers(lease), "x")
+    queue.take()
+    resumed = RolloutQueue(Source(), plan(groups_per_step=1), queue.ledger())
+    assert resumed.lease("g", 0, now=0.0).prompt.id == lease.prompt.id
 
 
 def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later():
     queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
-    slow = queue.lease("g", 0, 1, now=0.0)[0]
+    slow = queue.lease("g", 0, now=0.0)
     queue.plan = plan(max_staleness=0, groups_per_step=2)
-    fast, other = queue.lease("g", 0, 1, now=0.0)[0], None
+    fast = queue.lease("g", 0, now=0.0)
     queue.plan = plan(max_staleness=0, groups_per_step=1)
     queue.submit(fast.id, numbers(fast), "fast")
     assert queue.take() is None, "the slow group would be stale in the next step"
     queue.submit(slow.id, numbers(slow), "slow")
     assert queue.take() is not None
-    assert other is None
 
 
 class Simulation:
@@ -153,8 +171,10 @@ class Simulation:
         action = self.draw(st.sampled_from(["lease", "lease", "submit", "submit", "lose", "step", "publish"]))
         member = self.draw(st.sampled_from(["a", "b"]))
         if action == "lease":
-            for lease in self.queue.lease(member, self.versions[member], self.draw(st.integers(1, 3)), now=0.0):
-                self.leases[lease.id] = (lease, self.versions[member])
+            version = self.versions[member]
+            for _ in range(min(self.draw(st.integers(1, 3)), self.queue.capacity(version))):
+                lease = self.queue.lease(member, version, now=0.0)
+                self.leases[lease.id] = (lease, version)
         elif action == "publish":
             self.versions[member] = self.queue.version
         elif self.leases and action in ("submit", "lose"):
@@ -163,8 +183,7 @@ class Simulation:
                 self.queue.give_back(lease.id)
                 return
             rewards = self.draw(st.sampled_from([(0.0, 1.0), (1.0, 1.0), (float("nan"), 0.0)]))
-            outcome = self.queue.submit(lease.id, numbers(lease, version, rewards), lease.prompt.id)
-            assert outcome is not Outcome.UNKNOWN_LEASE
+            self.queue.submit(lease.id, numbers(lease, version, rewards), lease.prompt.id)
         elif action == "step":
             self.take_and_commit()
 

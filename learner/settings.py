@@ -33,7 +33,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0
 
-    dtype: str = "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
+    )
     serving_dtype: str = "bfloat16"  # of the exported model
     dithered_rounding: bool = True  # of the weights that are sent and exported: learner/rounding.py
     max_tokens_per_pack: int = 2048
@@ -47,11 +49,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        dtype = torch_dtype(self.dtype, "learner.dtype")
-        if dtype == torch.float16:
-            # Its gradients underflow without loss scaling, which is not here.
-            raise UserError("learner.dtype: float16 cannot be trained in: give float32 or bfloat16")
-        return dtype
+        return torch_dtype(self.dtype, "learner.dtype")
 
     @property
     def gathers_once(self) -> bool:

@@ -119,6 +119,14 @@ def test_a_command_line_value_takes_the_place_of_the_files(write, words, section
         (["--steps", "3"], "--steps: not an option of this command"),
         (["steps"], "steps: not an option of this command"),
         (["--job.steps"], "--job.steps: is missing its value"),
+        (
+            ["--learner.warmup-steps", "101"],
+            "--learner.warmup-steps: learner.warmup_steps (101) is more than job.steps (100)",
+        ),
+        (
+            ["--rollout.gpus", "4"],
+            "--rollout.gpus: tensor_parallel_size is 1, so a generator needs 1 GPU(s), and gpus is 4",
+        ),
         (["--job.steps", "0"], "--job.steps: input should be greater than or equal to 1, not 0"),
         (["--job.stepps", "3"], "--job.stepps: unknown key 'stepps'; did you mean 'steps'?"),
         (["--lerner.ranks", "3"], "--lerner.ranks: unknown key 'lerner'; did you mean 'learner'?"),
@@ -163,6 +171,66 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
         ),
         (changed('verifier = "regex"\n', ""), "[reward]", "reward: give either `verifier` or `function`"),
         (
+            changed('verifier = "regex"', 'verifier = "regex"\nfunction = "a.py:b"'),
+            'function = "a.py:b"',
+            "reward.function: give either `verifier` or `function`",
+        ),
+        (
+            changed("max_tokens = 8", "min_tokens = 9\nmax_tokens = 8"),
+            "min_tokens = 9",
+            "rollout.min_tokens: min_tokens (9)",
+        ),
+        (
+            changed("max_tokens = 8", "max_tokens = 8\ntensor_parallel_size = 2\ngpus = 4"),
+            "tensor_parallel_size = 2",
+            "rollout.tensor_parallel_size: tensor_parallel_size is 2, so a generator needs 2 GPU(s), and gpus is 4",
+        ),
+        (changed("max_tokens = 8", "gpus = 1.5"), "gpus = 1.5", "rollout.gpus: tensor_parallel_size is 1"),
+        (
+            changed("max_tokens = 8", 'tensor_parallel_size = 2\nthreads = "0-3"'),
+            'threads = "0-3"',
+            "rollout.threads: threads has 1 list(s) of cores for the 2 worker(s)",
+        ),
+        (
+            changed("engine = { max_num_seqs = 8 }", "[rollout.engine]\ndtype = 'half'"),
+            "dtype = 'half'",
+            "rollout.engine.dtype: not an engine argument that a job can give: give rollout.dtype instead",
+        ),
+        (
+            changed("[learner]", "[learner]\nwarmup_steps = 101"),
+            "warmup_steps = 101",
+            "learner.warmup_steps: learner.warmup_steps (101) is more than job.steps (100)",
+        ),
+        (changed("max_tokens = 8", "max_tokens = 64"), "max_tokens = 64", "rollout.max_tokens (64) leaves no room"),
+        (
+            changed("max_tokens = 8\n", ""),
+            "max_length = 64",
+            "model.max_length: rollout.max_tokens (256) leaves no room",
+        ),
+        (
+            changed("betas = [0.9, 0.95]", "betas = [0.9, 1.0]"),
+            "betas = [0.9, 1.0]",
+            "learner.betas.1: input should be less",
+        ),
+        (
+            JOB + "learning_rate = inf\n",
+            "learning_rate = inf",
+            "learner.learning_rate: input should be a finite number, not inf",
+        ),
+        (JOB + "[algorithm]\ntis_cap = nan\n", "tis_cap = nan", "algorithm.tis_cap: input should be greater than 0"),
+        (JOB + "[algorithm]\nclip_low = 1.0\n", "clip_low = 1.0", "algorithm.clip_low: input should be less than 1"),
+        (
+            JOB + "[weight_sync]\ntimeout_seconds = nan\n",
+            "timeout_seconds = nan",
+            "input should be a finite number, not nan",
+        ),
+        (
+            JOB + "[placement]\ntake_turns = 'yes'\n",
+            "take_turns = 'yes'",
+            "placement.take_turns: input should be true, false or 'auto', not 'yes'",
+        ),
+        (JOB + "dtype = 'float16'\n", "dtype = 'float16'", "learner.dtype: input should be 'float32' or 'bfloat16'"),
+        (
             JOB + "[algorithm]\ngroup_size = 1\n",
             "group_size = 1",
             "algorithm.group_size: input should be greater than or equal to 2, not 1",
@@ -180,9 +248,23 @@ def test_what_is_wrong_in_the_file_is_named_with_its_line(write, text, line, say
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        "gpus = 2\ntensor_parallel_size = 2",
+        "gpus = 0.5",  # two engines share one
+        'gpus = 1\ntensor_parallel_size = 16\nengine = { distributed_executor_backend = "ray" }',
+        'tensor_parallel_size = 2\nthreads = "0-3|4-7"',
+        "tensor_parallel_size = 2",
+        "min_tokens = 8",
+    ],
+)
+def test_an_engine_that_can_be_built_is_accepted(write, lines):
+    load_job(write(changed('stop = ["\\n"]\nengine = { max_num_seqs = 8 }', lines)))
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
-        (changed("max_tokens = 8", "max_tokens = 64"), "rollout.max_tokens (64) leaves no room for a prompt"),
         (JOB.replace("[model]", "[modell]"), "unknown key 'modell'; did you mean 'model'?"),
         ("job = 3\n" + JOB.split("\n\n", 1)[1], "job: "),
         ("[job\n", "not TOML: "),

@@ -155,9 +155,10 @@ def test_the_held_out_rows_are_checked_as_well(folder):
         (["--reward.function", "gone.py:score"], "reward: "),
         (["--reward.function", "rewards.py:scor"], "reward: "),
         (["--model.base", "smollm3"], "model.base: unknown model 'smollm3'"),
-        (["--rollout.dtype", "float31"], "rollout.dtype: unknown dtype 'float31'"),
-        (["--learner.dtype", "float31"], "learner.dtype: unknown dtype 'float31'"),
-        (["--learner.dtype", "float16"], "learner.dtype: float16 cannot be trained in"),
+        (
+            ["--rollout.tensor-parallel-size", "3"],
+            "rollout.tensor_parallel_size: 3 workers cannot share the 4 attention",
+        ),
     ],
 )
 def test_a_name_that_names_nothing_is_refused_with_its_key(folder, words, says):

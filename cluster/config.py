@@ -230,8 +230,6 @@ class PlacementSection(Section):
 
 
 class WeightSyncSection(Section):
-    backend: str = "headrace"
-    """Weight-transfer engine: ours (torch.distributed; gloo on a CPU, NCCL on a GPU)."""
     timeout_seconds: float = Field(default=60, gt=0)
     """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
     rounding: Literal["dithered", "nearest"] = "dithered"

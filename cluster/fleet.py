@@ -197,7 +197,6 @@ def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class:
             threads=job.rollout.threads,
             kv_cache_bytes=job.rollout.kv_cache_bytes or 2**30,
             on_gpu=job.rollout.gpus > 0,
-            weight_sync_backend=job.weight_sync.backend,
             options=job.rollout.engine,
         ),
         verify_timeout_seconds=job.verification.timeout_seconds,

@@ -130,7 +130,9 @@ class RolloutSection(Section):
     """A completion does not end before; for benchmarks, mostly."""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Below 1 the importance weights are biased: the learner knows nothing of the cut (docs/algorithms.md)."""
     top_k: int = Field(default=0, ge=0)
+    """0: all tokens; above, the importance weights are biased as by `top_p`."""
     stop: list[str] = []
     inflight_groups: int | None = Field(default=None, ge=1)
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""

@@ -15,7 +15,7 @@ import structlog
 from rich.console import Console
 
 from headrace.cluster.checkpoint import CheckpointStore
-from headrace.cluster.config import JobConfig
+from headrace.cluster.config import JobConfig, RolloutSection
 from headrace.cluster.controller import Controller, Stopped
 from headrace.cluster.display import Display, make_display
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
@@ -142,6 +142,8 @@ async def _run(
     for source in filter(None, (prepared.train, prepared.held_out)):
         if source.too_long:
             recorder.event(too_long_notice(source))
+    if cut := cut_notice(prepared.job.rollout):
+        recorder.event(cut)
     recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
     endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
@@ -174,6 +176,22 @@ def too_long_notice(source: PromptSource) -> str:
     rows = [str(ordinal + 1) for ordinal in source.too_long]
     listed = ", ".join(rows[:LISTED_ROWS]) + (", ..." if len(rows) > LISTED_ROWS else "")
     return f"{source.path.name}: {len(rows)} prompt(s) are longer than the context and left out: row {listed}"
+
+
+def cut_notice(rollout: RolloutSection) -> str | None:
+    """What top_p and top_k do to the importance weights, where the job has them.
+
+    The engine reports log-probabilities after the cut (vLLM's `processed_logprobs`), the learner's are of the whole
+    distribution: the weight of a token is off by the share that the cut left, and what is cut off is never seen.
+    """
+    cuts = {"top_p": rollout.top_p < 1, "top_k": rollout.top_k > 0}
+    given = [f"rollout.{name} = {getattr(rollout, name)}" for name, cuts_off in cuts.items() if cuts_off]
+    if not given:
+        return None
+    return (
+        f"warning: {' and '.join(given)}: samples come from a cut distribution and the learner has the whole one, so the "
+        "importance weights are biased; unbiased are top_p = 1.0 and top_k = 0"
+    )
 
 
 def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Any]:

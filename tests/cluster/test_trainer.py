@@ -16,6 +16,7 @@ from headrace.cluster.trainer import (
     GRPOTrainer,
     _on_interrupt,
     check_compatible,
+    cut_notice,
     run_folder_of,
     scaler,
     too_long_notice,
@@ -175,6 +176,23 @@ def test_prompts_that_do_not_fit_are_counted_and_listed_by_row(letters_job):
     notice = too_long_notice(prepare(load_job(letters_job)).train)
     assert notice.startswith("train.jsonl: 30 prompt(s)")
     assert notice.endswith(", 20, 21, ...")
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ([], None),
+        (["--rollout.top-p", "0.9"], "rollout.top_p = 0.9"),
+        (["--rollout.top-k", "40"], "rollout.top_k = 40"),
+        (["--rollout.top-p", "0.9", "--rollout.top-k", "40"], "rollout.top_p = 0.9 and rollout.top_k = 40"),
+    ],
+)
+def test_sampling_from_a_cut_distribution_is_warned_of(letters_job, words, given):
+    notice = cut_notice(load_job(letters_job, words).rollout)
+    if given is None:
+        assert notice is None
+    else:
+        assert notice.startswith(f"warning: {given}: ")
 
 
 class FakePool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from headrace.verifiers.records import GroupNumbers, decode
 
 log = structlog.get_logger()
 
-ATTEMPTS = 5  # of one prompt that ends in an error which is no death, before the run fails with it
+ATTEMPTS = 5  # of one prompt that end in an error, deaths and expired leases apart, before the run fails with it
 
 
 class GeneratorEntry(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ class QueueActor:
         self._generators: dict[str, GeneratorEntry] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
+        self._errors: Counter[str] = Counter()  # by prompt id
         self._failure: BaseException | None = None
         self._dropped_at_take = self._queue.dropped
         self._cancel = cancel
@@ -118,8 +120,10 @@ class QueueActor:
             if lost:
                 # Its other leases learn the same from their own calls; no new one goes there.
                 self._generators = {key: entry for key, entry in self._generators.items() if key != name}
-            elif isinstance(error, RayTaskError) and lease.attempt >= ATTEMPTS:
-                raise
+            elif isinstance(error, RayTaskError):
+                self._errors[lease.prompt.id] += 1
+                if self._errors[lease.prompt.id] == ATTEMPTS:
+                    raise
             else:
                 self._cancel(numbers_ref)
             self._queue.give_back(lease.id)
@@ -131,6 +135,7 @@ class QueueActor:
                 reason="generator died" if lost else type(error).__name__,
             )
         else:
+            self._errors.pop(lease.prompt.id, None)
             outcome = self._queue.submit(lease.id, numbers, payload_ref)
             if outcome is not Outcome.READY:
                 log.info("group_settled", prompt=lease.prompt.id, outcome=outcome, rewards=numbers.rewards)

@@ -35,6 +35,7 @@ class FakeGenerator:
         self.answers: dict[str, asyncio.Future[bytes]] = {}
         self.attempts: list[int] = []
         self.fault: Exception | None = None
+        self.faults: list[Exception] = []  # of the next calls, one each
         self.generate = self
 
     def options(self, num_returns: int) -> "FakeGenerator":
@@ -45,8 +46,8 @@ class FakeGenerator:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.leases[lease.prompt.id], self.answers[lease.prompt.id] = lease, answer
         self.attempts.append(lease.attempt)
-        if self.fault is not None:
-            answer.set_exception(self.fault)
+        if fault := self.faults.pop(0) if self.faults else self.fault:
+            answer.set_exception(fault)
         elif self.at_once:
             self.finish(lease.prompt.id)
         return answer, f"payload {lease.prompt.id}"
@@ -78,6 +79,10 @@ def engine_died() -> Exception:
     """As Ray raises it in the caller: it is an EngineDied and a RayTaskError."""
     error = EngineDied("killed")
     return RayTaskError("generate", "Traceback\nEngineDied: killed", error).as_instanceof_cause()
+
+
+def bug() -> Exception:
+    return RayTaskError("generate", "Traceback\nKeyError: 'bug'", KeyError("bug")).as_instanceof_cause()
 
 
 @pytest.fixture
@@ -178,12 +183,25 @@ async def test_an_expired_lease_is_cancelled_and_handed_out_again(make):
 
 async def test_a_prompt_that_fails_every_time_without_a_death_fails_the_run(make):
     queue, generator = make(groups_per_step=1), FakeGenerator()
-    generator.fault = RayTaskError("generate", "Traceback\nKeyError: 'bug'", KeyError("bug")).as_instanceof_cause()
+    generator.fault = bug()
     await queue.set_generators({"g": entry(generator)})
     await until(lambda: generator.attempts == list(range(1, ATTEMPTS + 1)))
     with pytest.raises(KeyError, match="bug"):
         await take_with_patience(queue)
     assert len(generator.attempts) == ATTEMPTS
+
+
+@pytest.mark.parametrize("loss", [RayActorError(), engine_died(), TimeoutError()], ids=["process", "engine", "expiry"])
+async def test_lost_leases_do_not_count_as_errors_of_their_prompt(make, loss):
+    queue, generator = make(groups_per_step=1), FakeGenerator(at_once=True)
+    generator.faults = [loss] * ATTEMPTS + [bug()] * (ATTEMPTS - 1)
+    async with asyncio.timeout(SECONDS):
+        while generator.faults:
+            await queue.set_generators({"g": entry(generator)})  # whoever died is replaced
+            await asyncio.sleep(0)
+    batch = await take_with_patience(queue)
+    assert [group.numbers.prompt_id for group in batch.groups] == ["0:0"]
+    assert generator.attempts == list(range(1, 2 * ATTEMPTS + 1))
 
 
 async def take_with_patience(queue: QueueActor) -> Any:

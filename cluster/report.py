@@ -21,7 +21,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from headrace.cluster.display import duration
+from headrace.cluster.formats import duration
 from headrace.cluster.run_folder import RunFolder, atomic_write
 from headrace.cluster.run_records import PHASES, EvaluationRecord, Pool, SampleRecord, StepRecord, Summary
 from headrace.verifiers.errors import UserError

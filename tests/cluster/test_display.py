@@ -14,9 +14,7 @@ from headrace.cluster.display import (
     Display,
     LiveDisplay,
     PlainDisplay,
-    Sparkline,
     make_display,
-    render_status,
 )
 from headrace.cluster.run_records import (
     EvaluationRecord,
@@ -31,6 +29,7 @@ from headrace.cluster.run_records import (
     StepRecord,
     Summary,
 )
+from headrace.cluster.status_panel import Sparkline, render_status
 
 START = 1e9
 

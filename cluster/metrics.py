@@ -33,25 +33,37 @@ ELAPSED = gauge("headrace_elapsed_seconds", "Time since the run started.")
 PHASE_AGE = gauge("headrace_phase_age_seconds", "How long what goes on now has been going on.")
 PEAK_MEMORY = gauge("headrace_peak_memory_bytes", "Most memory (PSS) that the run's processes have held together.")
 
-REWARD = gauge("headrace_reward", "Mean reward of the last step's samples.")
-PASSED = gauge("headrace_pass_ratio", "Share of the last step's samples that passed their check.")
-TRUNCATED = gauge("headrace_truncated_ratio", "Share of the last step's samples that ended by length.")
+# Gauges of the last step, by the field of `StepRecord` that each shows: a line here exports and documents a new one.
+REWARDS = {
+    "reward_mean": gauge("headrace_reward", "Mean reward of the last step's samples."),
+    "pass_rate": gauge("headrace_pass_ratio", "Share of the last step's samples that passed their check."),
+    "truncated_share": gauge("headrace_truncated_ratio", "Share of the last step's samples that ended by length."),
+}
 EVALUATION_REWARD = gauge(
     "headrace_evaluation_reward", "Mean reward of the last evaluation, by how tokens were drawn.", "decoding"
 )
-STALENESS_MEAN = gauge("headrace_staleness_mean_versions", "Mean staleness of the last step's trained groups.")
-STALENESS_MAX = gauge("headrace_staleness_max_versions", "Largest staleness of the last step's trained groups.")
+STALENESS = {
+    "staleness_mean": gauge("headrace_staleness_mean_versions", "Mean staleness of the last step's trained groups."),
+    "staleness_max": gauge("headrace_staleness_max_versions", "Largest staleness of the last step's trained groups."),
+}
 STALENESS_BOUND = gauge("headrace_staleness_bound_versions", "rollout.max_staleness: what admission holds.")
-
-LOSS = gauge("headrace_loss", "Loss of the last step.")
-GRAD_NORM = gauge("headrace_grad_norm", "Norm of the last step's gradient before clipping.")
-LEARNING_RATE = gauge("headrace_learning_rate", "Learning rate of the last step.")
-KL = gauge("headrace_kl_nats", "KL against the reference policy, per token; 0 where none is loaded.")
-MISMATCH_KL = gauge("headrace_mismatch_kl_nats", "KL between generator and learner on the same tokens, per token.")
-ENTROPY = gauge("headrace_entropy_nats", "Entropy of the policy, per token.")
-CLIPPED = gauge("headrace_clip_ratio", "Share of the last step's tokens whose policy ratio was clipped.")
-TIS_TRUNCATED = gauge("headrace_tis_truncated_ratio", "Share of tokens whose importance weight was truncated.")
-EFFECTIVE = gauge("headrace_effective_sample_ratio", "Effective sample size of the importance weights by their number.")
+LEARNING = {
+    "loss": gauge("headrace_loss", "Loss of the last step."),
+    "grad_norm": gauge("headrace_grad_norm", "Norm of the last step's gradient before clipping."),
+    "learning_rate": gauge("headrace_learning_rate", "Learning rate of the last step."),
+    "kl": gauge("headrace_kl_nats", "KL against the reference policy, per token; 0 where none is loaded."),
+    "mismatch_kl": gauge(
+        "headrace_mismatch_kl_nats", "KL between generator and learner on the same tokens, per token."
+    ),
+    "entropy": gauge("headrace_entropy_nats", "Entropy of the policy, per token."),
+    "clip_share": gauge("headrace_clip_ratio", "Share of the last step's tokens whose policy ratio was clipped."),
+    "tis_truncated_share": gauge(
+        "headrace_tis_truncated_ratio", "Share of tokens whose importance weight was truncated."
+    ),
+    "effective_sample_share": gauge(
+        "headrace_effective_sample_ratio", "Effective sample size of the importance weights by their number."
+    ),
+}
 
 SAMPLES = counter("headrace_samples_total", "Samples in the groups that came back, filtered ones included.")
 GENERATED = counter("headrace_generated_tokens_total", "Tokens generated in the groups that came back.")
@@ -73,8 +85,7 @@ PUBLISH = histogram("headrace_weight_publish_seconds", "Time to send, swap and a
 PAUSE = histogram("headrace_weight_pause_seconds", "Longest time that one generator stood still for one version.")
 CONTROLLER_METRICS = (
     *(STEP, STEPS, ELAPSED, PHASE_AGE, PEAK_MEMORY),
-    *(REWARD, PASSED, TRUNCATED, EVALUATION_REWARD, STALENESS_MEAN, STALENESS_MAX, STALENESS_BOUND),
-    *(LOSS, GRAD_NORM, LEARNING_RATE, KL, MISMATCH_KL, ENTROPY, CLIPPED, TIS_TRUNCATED, EFFECTIVE),
+    *(*REWARDS.values(), EVALUATION_REWARD, *STALENESS.values(), STALENESS_BOUND, *LEARNING.values()),
     *(SAMPLES, GENERATED, LEARNED, GROUPS, REISSUED, STEP_SECONDS, PHASE_SECONDS, BUSY),
     *(QUEUE, QUEUE_CAPACITY, OLDEST_LEASE, MEMBERS, RESTARTS),
     *(WEIGHT_SYNCS, PUBLISH, PAUSE),
@@ -123,23 +134,8 @@ def update_from_status(telemetry: Telemetry, status: RunStatus, now: float) -> N
 
 def update_from_step(telemetry: Telemetry, record: StepRecord) -> None:
     """Everything that a step adds or ends. Call it once a step."""
-    for metric, value in (
-        (REWARD, record.reward_mean),
-        (PASSED, record.pass_rate),
-        (TRUNCATED, record.truncated_share),
-        (STALENESS_MEAN, record.staleness_mean),
-        (STALENESS_MAX, record.staleness_max),
-        (LOSS, record.loss),
-        (GRAD_NORM, record.grad_norm),
-        (LEARNING_RATE, record.learning_rate),
-        (KL, record.kl),
-        (MISMATCH_KL, record.mismatch_kl),
-        (ENTROPY, record.entropy),
-        (CLIPPED, record.clip_share),
-        (TIS_TRUNCATED, record.tis_truncated_share),
-        (EFFECTIVE, record.effective_sample_share),
-    ):
-        telemetry.set(metric, value)
+    for field, metric in (REWARDS | STALENESS | LEARNING).items():
+        telemetry.set(metric, getattr(record, field))
     telemetry.add(SAMPLES, record.samples)
     telemetry.add(GENERATED, record.generated_tokens)
     telemetry.add(LEARNED, record.learner_tokens)

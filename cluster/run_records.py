@@ -41,7 +41,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     step: int  # counted from 1; also the weight version that the step made
     time: float
     elapsed_seconds: float  # since the run started
-    seconds: float = 0.0  # of the step, by the wall clock; its phases may overlap
+    seconds: float  # of the step, by the wall clock; its phases may overlap
     reward_mean: float  # over the samples of all groups that came back for this step, filtered ones included
     reward_std: float
     pass_rate: float
@@ -50,7 +50,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     staleness_mean: float  # versions, over the trained groups
     staleness_max: int
     groups_trained: int  # committed by the step
-    groups_without_gradient: int = 0  # of these: rewards all alike, and no KL term
+    groups_without_gradient: int  # of these: rewards all alike, and no KL term
     groups_filtered: int  # rewards all alike, replaced before the step (algorithm.dynamic_sampling)
     groups_dropped: int  # infra errors, too long
     samples: int

@@ -16,111 +16,22 @@ from headrace.cluster.display import (
     PlainDisplay,
     make_display,
 )
-from headrace.cluster.run_records import (
-    EvaluationRecord,
-    GroupCounts,
-    Interval,
-    MemberState,
-    MemberStatus,
-    Pool,
-    QueueStatus,
-    RunStatus,
-    Scores,
-    StepRecord,
-    Summary,
-)
+from headrace.cluster.run_records import MemberState, Pool, RunStatus
 from headrace.cluster.status_panel import Sparkline, render_status
-
-START = 1e9
-
-
-def step(number: int, reward: float = 0.5) -> StepRecord:
-    return StepRecord(
-        step=number,
-        time=START + 10 * number,
-        elapsed_seconds=10.0 * number,
-        seconds=8.0,
-        reward_mean=reward,
-        reward_std=0.1,
-        pass_rate=0.4,
-        completion_tokens_mean=40.0,
-        truncated_share=0.0,
-        staleness_mean=0.5,
-        staleness_max=1,
-        groups_trained=7,
-        groups_without_gradient=2,
-        groups_filtered=1,
-        groups_dropped=0,
-        samples=32,
-        generated_tokens=1280,
-        learner_tokens=2100,
-        samples_per_second=3.2,
-        generated_tokens_per_second=128.0,
-        learner_tokens_per_second=210.0,
-        loss=-0.01,
-        grad_norm=0.7,
-        learning_rate=1e-5,
-        kl=0.0,
-        mismatch_kl=0.001,
-        clip_share=0.01,
-        tis_truncated_share=0.0,
-        effective_sample_share=0.98,
-        entropy=0.6,
-        phases={"wait": 4.0, "forward": 3.0, "pack": 0.01},
-        busy={"rollout": 0.8},
-        queue_ready=3,
-        queue_leased=8,
-    )
-
-
-def member(name: str, pool: Pool, state: MemberState, version: int | None = None, note: str = "") -> MemberStatus:
-    return MemberStatus(name, pool, state, version, "node-a", 10, START, 4, 9, 150.0, 1, None, note)
-
+from tests.factories import TIME, evaluation_record, member_status, run_status, step_record, summary
 
 MEMBERS = [
-    member("generator-0", Pool.ROLLOUT, MemberState.SERVING, 2),
-    member("generator-1", Pool.ROLLOUT, MemberState.SYNCING, note="replaces one killed by signal 9"),
-    member("verifier-0", Pool.VERIFICATION, MemberState.SERVING),
-    member("learner-0", Pool.LEARNER, MemberState.SERVING),
+    member_status("generator-0", version=2),
+    member_status("generator-1", state=MemberState.SYNCING, note="replaces one killed by signal 9"),
+    member_status("verifier-0", Pool.VERIFICATION),
+    member_status("learner-0", Pool.LEARNER),
 ]
-STATUS = RunStatus(
-    run="booking [demo]",
-    run_dir="runs/demo",
-    phase="waiting for 8 groups",
-    phase_since=START,
-    step=2,
-    steps=10,
-    version=2,
-    elapsed_seconds=25.0,
-    members=MEMBERS,
-    queue=QueueStatus(8, 3, 14, 2, 0, 1, 4, 12.0),
-    last_step=step(2),
-    evaluations=[],
-    weight_syncs=2,
-    max_staleness=1,
-    peak_memory_bytes=2**33,
-)
-SUMMARY = Summary(
-    before=Scores(Interval(0.0, 0.0, 0.0), Interval(0.01, 0.0, 0.02)),
-    warm=None,
-    after=Scores(Interval(0.5, 0.45, 0.55), Interval(0.6, 0.55, 0.65)),
-    gain=Scores(Interval(0.5, 0.45, 0.55), Interval(0.59, 0.5, 0.66)),
-    steps=10,
-    seconds=305.0,
-    samples_per_second=1.5,
-    generated_tokens_per_second=200.0,
-    learner_tokens_per_second=250.0,
-    weight_syncs=10,
-    max_staleness=1,
-    groups=GroupCounts(70, 10, 0),
-    peak_memory_bytes=6 * 2**30,
-    model="runs/demo/model",
-)
+STATUS = run_status(run="booking [demo]", members=MEMBERS)
 
 
 class Clock:
     def __init__(self) -> None:
-        self.now = START
+        self.now = TIME
 
     def __call__(self) -> float:
         return self.now
@@ -158,7 +69,9 @@ def plain(clock: Clock, output: io.StringIO) -> Display:
 
 def drawn(status: RunStatus, width: int = 100, every_member: bool = True) -> str:
     output = io.StringIO()
-    Console(file=output, width=width).print(render_status(status, START + 12, [step(1), step(2)], every_member))
+    Console(file=output, width=width).print(
+        render_status(status, TIME + 12, [step_record(1), step_record(2)], every_member)
+    )
     return output.getvalue()
 
 
@@ -176,8 +89,8 @@ def test_plain_output_is_one_line_for_each_step_phase_and_event(plain: Display, 
         "waiting for 8 gr",
         "generator-1 [kil",
     ]
-    assert "forward 3.0" in lines[1]
-    assert "7 trained (2 without gradient), 1 filtered, 0 dropped" in lines[1]
+    assert "forward 6.0" in lines[1]
+    assert "6 trained (2 without gradient), 2 filtered, 1 dropped" in lines[1]
     assert "\x1b" not in output.getvalue()
 
 
@@ -253,8 +166,8 @@ def test_the_panel_fits_its_terminal(width: int) -> None:
 
 
 def test_a_large_fleet_is_counted_and_only_those_who_do_not_serve_are_listed() -> None:
-    fleet = [member(f"generator-{index}", Pool.ROLLOUT, MemberState.SERVING, 2) for index in range(99)]
-    fleet.append(member("generator-99", Pool.ROLLOUT, MemberState.DRAINING, 2))
+    fleet = [member_status(f"generator-{index}", version=2) for index in range(99)]
+    fleet.append(member_status("generator-99", state=MemberState.DRAINING, version=2))
     panel = drawn(msgspec.structs.replace(STATUS, members=fleet), every_member=False)
     assert "99 serving v2, 1 draining v2" in panel
     assert "generator-99" in panel
@@ -268,7 +181,9 @@ def test_the_panel_is_drawn_before_anything_is_known() -> None:
 
 def test_a_console_without_unicode_gets_only_ascii() -> None:
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # raises on anything that is not
-    Console(file=output, width=100).print(render_status(STATUS, START, [step(1, 0.1), step(2, 0.9)]))
+    Console(file=output, width=100).print(
+        render_status(STATUS, TIME, [step_record(1, reward_mean=0.1), step_record(2, reward_mean=0.9)])
+    )
     output.seek(0)
     assert "step 2/10" in output.read()
 
@@ -284,7 +199,7 @@ def test_a_sparkline_keeps_its_width_and_reaches_its_full_height(values: list[fl
 
 def test_the_closing_block_says_what_was_reached_and_where_it_lies(plain: Display, output: io.StringIO) -> None:
     plain.update(STATUS)
-    plain.close(SUMMARY)
+    plain.close(summary())
     closing = output.getvalue()
     for part in (
         "0.500 [0.450, 0.550]",
@@ -305,6 +220,5 @@ def test_a_run_that_was_ended_early_says_where_it_stands(plain: Display, output:
 
 
 def test_an_evaluation_is_a_line_with_its_intervals(plain: Display, output: io.StringIO) -> None:
-    sampled, greedy = Interval(0.24, 0.19, 0.29), Interval(0.61, 0.55, 0.67)
-    plain.evaluation(EvaluationRecord("warm", 0, START, 60.0, sampled, greedy, 0.1, 0.4, 100, 200, 31.0))
-    assert "evaluation warm: sampled 0.240 [0.190, 0.290], greedy 0.610 [0.550, 0.670]" in output.getvalue()
+    plain.evaluation(evaluation_record("warm", reward=0.24))
+    assert "evaluation warm: sampled 0.240 [0.190, 0.290], greedy 0.600 [0.550, 0.650]" in output.getvalue()

@@ -10,35 +10,18 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.cluster.endpoint import ControllerAddress, Endpoint, ScaleRequest, Target, ask, targets
-from headrace.cluster.run_records import MemberState, MemberStatus, Pool, RunStatus
+from headrace.cluster.run_records import MemberState, Pool, RunStatus
 from headrace.verifiers.errors import UserError
+from tests.factories import member_status, run_status
 
-
-def member(name: str, pool: Pool, state: MemberState, url: str | None) -> MemberStatus:
-    return MemberStatus(name, pool, state, 3, "node", 1, 0.0, 0, 0, 0.0, 0, url, "")
-
-
-STATUS = RunStatus(
+STATUS = run_status(
     run="letters",
-    run_dir="/runs/letters",
-    phase="step 3",
-    phase_since=1.0,
-    step=3,
-    steps=9,
-    version=3,
-    elapsed_seconds=2.0,
     members=[
-        member("rollout-0", Pool.ROLLOUT, MemberState.SERVING, "http://10.0.0.1:8001/metrics"),
-        member("rollout-1", Pool.ROLLOUT, MemberState.GONE, "http://10.0.0.2:8001/metrics"),
-        member("rollout-2", Pool.ROLLOUT, MemberState.STARTING, None),
-        member("learner-0", Pool.LEARNER, MemberState.SERVING, "http://[::1]:8002/metrics"),
+        member_status("rollout-0", metrics_url="http://10.0.0.1:8001/metrics"),
+        member_status("rollout-1", state=MemberState.GONE, metrics_url="http://10.0.0.2:8001/metrics"),
+        member_status("rollout-2", state=MemberState.STARTING),
+        member_status("learner-0", Pool.LEARNER, metrics_url="http://[::1]:8002/metrics"),
     ],
-    queue=None,
-    last_step=None,
-    evaluations=[],
-    weight_syncs=2,
-    max_staleness=1,
-    peak_memory_bytes=1,
 )
 
 

@@ -9,21 +9,12 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.cluster.queue_actor import ATTEMPTS, GeneratorEntry, QueueActor, TakeTimeout
-from headrace.cluster.rollout_queue import Ledger, QueuePlan
-from headrace.verifiers.records import GroupNumbers, Lease, Prompt, Sampling, StopReason, encode
+from headrace.cluster.rollout_queue import Ledger
+from headrace.verifiers.records import Lease, encode
+from tests.factories import EndlessPrompts, group_numbers, queue_plan
 
 SECONDS = 5.0  # nothing here takes a tenth of it
 SHORT = 0.02
-
-
-class Source:
-    """Prompts without end, in order."""
-
-    def at(self, position: int) -> Prompt:
-        return self.prompt(0, position)
-
-    def prompt(self, epoch: int, ordinal: int) -> Prompt:
-        return Prompt(epoch, ordinal, [1, 2], {})
 
 
 class FakeGenerator:
@@ -52,21 +43,8 @@ class FakeGenerator:
             self.finish(lease.prompt.id)
         return answer, f"payload {lease.prompt.id}"
 
-    def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0), version: int = 0) -> None:
-        numbers = GroupNumbers(
-            prompt_id=prompt_id,
-            generator="g",
-            oldest_version=version,
-            newest_version=version,
-            prompt_tokens=2,
-            completion_tokens=[1, 1],
-            rewards=list(rewards),
-            passed=0,
-            stop_reasons=[StopReason.STOP] * 2,
-            generate_seconds=0.0,
-            verify_seconds=0.0,
-        )
-        self.answers[prompt_id].set_result(encode(numbers))
+    def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0)) -> None:
+        self.answers[prompt_id].set_result(encode(group_numbers(prompt_id, rewards)))
 
     def die(self, error: Exception) -> None:
         self.fault = error
@@ -90,16 +68,8 @@ def make(tmp_path) -> Callable[..., QueueActor]:
     def make_queue(
         ledger: Ledger | None = None, cancel: Callable[[Any], None] = lambda ref: None, **changes
     ) -> QueueActor:
-        values = {
-            "group_size": 2,
-            "groups_per_step": 2,
-            "steps": 100,
-            "max_staleness": 0,
-            "sampling": Sampling(max_tokens=4),
-            "lease_seconds": SECONDS,
-            "drop_uniform": False,
-        }
-        return QueueActor("run", Source(), QueuePlan(**{**values, **changes}), ledger, str(tmp_path), cancel)
+        plan = queue_plan(**{"max_staleness": 0, "lease_seconds": SECONDS, **changes})
+        return QueueActor("run", EndlessPrompts(), plan, ledger, str(tmp_path), cancel)
 
     return make_queue
 

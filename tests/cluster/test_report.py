@@ -12,79 +12,17 @@ from hypothesis import strategies as st
 
 from headrace.cluster.report import MAX_POINTS, Series, compare, line_chart, stack_chart, thin, ticks, write_report
 from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.run_records import (
-    EvaluationRecord,
-    GroupCounts,
-    Interval,
-    SampleRecord,
-    Scores,
-    StepRecord,
-    Summary,
-)
+from headrace.cluster.run_records import Interval, SampleRecord, Scores
 from headrace.verifiers.errors import UserError
+from tests.factories import evaluation_record, sample_record, step_record, summary
 
-STEP = StepRecord(
-    step=1,
-    time=1.79e9,
-    elapsed_seconds=90.0,
-    seconds=17.0,
-    reward_mean=0.25,
-    reward_std=0.2,
-    pass_rate=0.3,
-    completion_tokens_mean=40.0,
-    truncated_share=0.05,
-    staleness_mean=0.5,
-    staleness_max=1,
-    groups_trained=6,
-    groups_without_gradient=2,
-    groups_filtered=2,
-    groups_dropped=1,
-    samples=36,
-    generated_tokens=1400,
-    learner_tokens=2400,
-    samples_per_second=1.2,
-    generated_tokens_per_second=47.0,
-    learner_tokens_per_second=80.0,
-    loss=0.01,
-    grad_norm=0.5,
-    learning_rate=1e-5,
-    kl=0.0,
-    mismatch_kl=0.001,
-    clip_share=0.03,
-    tis_truncated_share=0.01,
-    effective_sample_share=0.97,
-    entropy=0.7,
-    phases={"wait": 4.0, "forward": 6.0, "backward": 10.0},
-    busy={"rollout": 0.5, "learner": 0.9},
-    queue_ready=4,
-    queue_leased=8,
-)
-SUMMARY = Summary(
-    before=None,
-    warm=Scores(Interval(0.24, 0.19, 0.29), Interval(0.6, 0.5, 0.7)),
-    after=Scores(Interval(0.5, 0.45, 0.55), Interval(0.6, 0.5, 0.7)),
-    gain=Scores(Interval(0.26, 0.2, 0.31), Interval(0.0, -0.05, 0.05)),
-    steps=3,
-    seconds=300.0,
-    samples_per_second=1.4,
-    generated_tokens_per_second=210.0,
-    learner_tokens_per_second=260.0,
-    weight_syncs=3,
-    max_staleness=1,
-    groups=GroupCounts(18, 6, 3),
-    peak_memory_bytes=2**33,
-    model="runs/demo/model",
-)
+STEP = step_record()
+SUMMARY = summary(gain=Scores(Interval(0.26, 0.2, 0.31), Interval(0.0, -0.05, 0.05)))
 HOSTILE = "</p><script>alert('a & b')</script>"
 
 
-def evaluation(label: str, step: int, reward: float) -> EvaluationRecord:
-    sampled, greedy = Interval(reward, reward - 0.05, reward + 0.05), Interval(0.6, 0.55, 0.65)
-    return EvaluationRecord(label, step, 1.79e9, 30.0, sampled, greedy, 0.2, 0.4, 100, 200, 20.0)
-
-
 def sample(label: str, prompt_id: str, completion: str = "hello", reward: float = 1.0) -> SampleRecord:
-    return SampleRecord(label, 3, 3, prompt_id, f"prompt {prompt_id}", completion, reward, "fail", "no_call", "g-0")
+    return sample_record(label, prompt_id=prompt_id, completion=completion, reward=reward)
 
 
 @pytest.fixture
@@ -115,10 +53,10 @@ def heights(bars: list[ElementTree.Element]) -> float:
 
 
 def test_the_page_of_a_whole_run_shows_its_numbers_and_all_charts(folder: RunFolder) -> None:
-    folder.append_metrics(evaluation("warm", 0, 0.24))
+    folder.append_metrics(evaluation_record("warm", 0, 0.24))
     for number in (1, 2, 3):
-        folder.append_metrics(msgspec.structs.replace(STEP, step=number))
-    folder.append_metrics(evaluation("after", 3, 0.5))
+        folder.append_metrics(step_record(number))
+    folder.append_metrics(evaluation_record("after", 3, 0.5))
     folder.append_samples([sample("warm", "0:1", "a reply before"), sample("after", "0:1", "a reply after")])
     folder.write_summary(SUMMARY)
     page = page_of(folder)
@@ -137,7 +75,7 @@ def test_the_page_of_a_whole_run_shows_its_numbers_and_all_charts(folder: RunFol
 
 
 def test_waiting_is_a_share_of_the_wall_clock_and_groups_without_gradient_are_named(folder: RunFolder) -> None:
-    folder.append_metrics(msgspec.structs.replace(STEP, phases=STEP.phases | {"publish": 17.0}))
+    folder.append_metrics(step_record(phases=STEP.phases | {"publish": 17.0}))
     page = page_of(folder)
     assert "24%" in page  # 4 s of 17 s; the publish overlaps the others
     assert "2 of them without gradient; 2 filtered, 1 dropped" in page
@@ -152,7 +90,7 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(folder: RunFolder) 
 def test_what_a_model_wrote_cannot_become_markup(folder: RunFolder) -> None:
     hostile = SampleRecord("train", 1, 0, HOSTILE, HOSTILE, HOSTILE, 0.0, "fail", HOSTILE, HOSTILE)
     folder.append_samples([hostile, msgspec.structs.replace(hostile, label="before")])
-    folder.append_metrics(msgspec.structs.replace(evaluation("before", 0, 0.5), label=HOSTILE))
+    folder.append_metrics(evaluation_record(HOSTILE, 0, 0.5))
     page = page_of(folder)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 10
@@ -172,7 +110,7 @@ def test_a_run_of_one_step_shows_points_where_there_are_no_lines(folder: RunFold
 
 def test_a_long_run_is_drawn_in_a_bounded_number_of_points(folder: RunFolder) -> None:
     for number in range(1, 1001):
-        folder.append_metrics(msgspec.structs.replace(STEP, step=number))
+        folder.append_metrics(step_record(number))
     for drawing in drawings(page_of(folder)):
         assert len(classed(drawing, "band")) == MAX_POINTS
 
@@ -193,7 +131,7 @@ def test_layers_of_a_stack_are_as_high_as_their_values_and_stand_on_each_other()
 
 
 def test_evaluations_of_the_same_step_stand_side_by_side() -> None:
-    records = [evaluation("before", 0, 0.1), evaluation("warm", 0, 0.1)]
+    records = [evaluation_record("before", 0, 0.1), evaluation_record("warm", 0, 0.1)]
     chart = line_chart("Reward", "mean reward", [1], [Series("all", "c1", [0.2])], evaluations=records)
     groups = classed(ElementTree.fromstring(chart.svg), "evaluation")
     assert len({mark.get("cx") for group in groups for mark in classed(group, "mark")}) == 4

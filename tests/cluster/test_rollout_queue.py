@@ -4,51 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.cluster.rollout_queue import Outcome, QueuePlan, RolloutQueue
-from headrace.verifiers.records import GroupNumbers, Lease, Prompt, Sampling, StopReason
+from headrace.cluster.rollout_queue import Outcome, RolloutQueue
+from headrace.verifiers.records import GroupNumbers, Lease
+from tests.factories import EndlessPrompts, group_numbers, queue_plan
 
-SAMPLING = Sampling(max_tokens=4)
-PROMPTS = 7
-
-
-class Source:
-    """Seven prompts an epoch, in the file's order."""
-
-    def at(self, position: int) -> Prompt:
-        epoch, ordinal = divmod(position, PROMPTS)
-        return self.prompt(epoch, ordinal)
-
-    def prompt(self, epoch: int, ordinal: int) -> Prompt:
-        return Prompt(epoch, ordinal, [1, 2], {"prompt": str(ordinal)})
-
-
-def plan(**changes) -> QueuePlan:
-    values = {
-        "group_size": 2,
-        "groups_per_step": 2,
-        "steps": 1000,
-        "max_staleness": 1,
-        "sampling": SAMPLING,
-        "lease_seconds": 10.0,
-        "drop_uniform": False,
-    }
-    return QueuePlan(**{**values, **changes})
+SOURCE = EndlessPrompts(per_epoch=7)
 
 
 def numbers(lease: Lease, version: int = 0, rewards: tuple[float, ...] = (0.0, 1.0)) -> GroupNumbers:
-    return GroupNumbers(
-        prompt_id=lease.prompt.id,
-        generator="g",
-        oldest_version=version,
-        newest_version=version,
-        prompt_tokens=2,
-        completion_tokens=[1] * len(rewards),
-        rewards=list(rewards),
-        passed=0,
-        stop_reasons=[StopReason.STOP] * len(rewards),
-        generate_seconds=0.0,
-        verify_seconds=0.0,
-    )
+    return group_numbers(lease.prompt.id, rewards, oldest_version=version)
 
 
 def all_leases(queue: RolloutQueue, member: str = "g", version: int = 0) -> list[Lease]:
@@ -57,7 +21,7 @@ def all_leases(queue: RolloutQueue, member: str = "g", version: int = 0) -> list
 
 
 def test_admission_grants_what_the_capacity_rule_allows_and_no_more():
-    queue = RolloutQueue(Source(), plan(max_staleness=1, groups_per_step=2))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=1, groups_per_step=2))
     assert len(all_leases(queue)) == 4
     assert queue.capacity(0) == 0
     with pytest.raises(RuntimeError, match="admission allows no lease to g with version 0"):
@@ -65,12 +29,12 @@ def test_admission_grants_what_the_capacity_rule_allows_and_no_more():
 
 
 def test_nothing_is_leased_beyond_what_the_jobs_steps_take():
-    queue = RolloutQueue(Source(), plan(max_staleness=5, groups_per_step=2, steps=2))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=5, groups_per_step=2, steps=2))
     assert queue.capacity(0) == 4
 
 
 def test_a_generator_with_old_weights_gets_no_lease_that_would_end_too_stale():
-    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=0, groups_per_step=1))
     lease = queue.lease("g", 0, now=0.0)
     queue.submit(lease.id, numbers(lease), "payload")
     assert queue.take() is not None
@@ -80,7 +44,7 @@ def test_a_generator_with_old_weights_gets_no_lease_that_would_end_too_stale():
 
 
 def test_a_lease_that_was_given_back_is_issued_again_under_the_same_id():
-    queue = RolloutQueue(Source(), plan())
+    queue = RolloutQueue(SOURCE, queue_plan())
     first = queue.lease("g", 0, now=0.0)
     queue.give_back(first.id)
     again = queue.lease("h", 0, now=11.0)
@@ -91,7 +55,7 @@ def test_a_lease_that_was_given_back_is_issued_again_under_the_same_id():
 
 
 def test_a_lease_ends_once_and_no_more():
-    queue = RolloutQueue(Source(), plan())
+    queue = RolloutQueue(SOURCE, queue_plan())
     given_back, submitted = queue.lease("g", 0, now=0.0), queue.lease("g", 0, now=0.0)
     queue.give_back(given_back.id)
     queue.submit(submitted.id, numbers(submitted), "x")
@@ -104,7 +68,7 @@ def test_a_lease_ends_once_and_no_more():
 
 
 def test_uniform_groups_are_filtered_and_replaced_under_dynamic_sampling():
-    queue = RolloutQueue(Source(), plan(drop_uniform=True, max_staleness=0))
+    queue = RolloutQueue(SOURCE, queue_plan(drop_uniform=True, max_staleness=0))
     leases = all_leases(queue)
     assert len(leases) == 2
     assert queue.submit(leases[0].id, numbers(leases[0], rewards=(0.5, 0.5)), "x") is Outcome.FILTERED
@@ -113,7 +77,7 @@ def test_uniform_groups_are_filtered_and_replaced_under_dynamic_sampling():
 
 
 def test_a_group_whose_checks_did_not_run_is_dropped_by_name():
-    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=0, groups_per_step=1))
     lease = queue.lease("g", 0, now=0.0)
     nan = float("nan")
     assert queue.submit(lease.id, numbers(lease, rewards=(nan, 1.0)), "x") is Outcome.DROPPED
@@ -124,7 +88,7 @@ def test_a_group_whose_checks_did_not_run_is_dropped_by_name():
 
 
 def test_a_step_is_committed_before_the_next_is_taken():
-    queue = RolloutQueue(Source(), plan(groups_per_step=1))
+    queue = RolloutQueue(SOURCE, queue_plan(groups_per_step=1))
     for lease in all_leases(queue):
         queue.submit(lease.id, numbers(lease), "x")
     assert queue.take() is not None
@@ -133,20 +97,20 @@ def test_a_step_is_committed_before_the_next_is_taken():
 
 
 def test_what_a_step_took_but_did_not_commit_is_outstanding_in_the_ledger():
-    queue = RolloutQueue(Source(), plan(groups_per_step=1))
+    queue = RolloutQueue(SOURCE, queue_plan(groups_per_step=1))
     lease = queue.lease("g", 0, now=0.0)
     queue.submit(lease.id, numbers(lease), "x")
     queue.take()
-    resumed = RolloutQueue(Source(), plan(groups_per_step=1), queue.ledger())
+    resumed = RolloutQueue(SOURCE, queue_plan(groups_per_step=1), queue.ledger())
     assert resumed.lease("g", 0, now=0.0).prompt.id == lease.prompt.id
 
 
 def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later():
-    queue = RolloutQueue(Source(), plan(max_staleness=0, groups_per_step=1))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=0, groups_per_step=1))
     slow = queue.lease("g", 0, now=0.0)
-    queue.plan = plan(max_staleness=0, groups_per_step=2)
+    queue.plan = queue_plan(max_staleness=0, groups_per_step=2)
     fast = queue.lease("g", 0, now=0.0)
-    queue.plan = plan(max_staleness=0, groups_per_step=1)
+    queue.plan = queue_plan(max_staleness=0, groups_per_step=1)
     queue.submit(fast.id, numbers(fast), "fast")
     assert queue.take() is None, "the slow group would be stale in the next step"
     queue.submit(slow.id, numbers(slow), "slow")
@@ -202,7 +166,7 @@ class Simulation:
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.integers(0, 3), st.booleans())
 def test_every_prompt_is_in_one_place_and_staleness_stays_in_its_bound(data, max_staleness, drop_uniform):
-    queue = RolloutQueue(Source(), plan(max_staleness=max_staleness, drop_uniform=drop_uniform))
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=max_staleness, drop_uniform=drop_uniform))
     simulation = Simulation(queue, data.draw)
     for _ in range(data.draw(st.integers(10, 80))):
         simulation.act()
@@ -211,7 +175,7 @@ def test_every_prompt_is_in_one_place_and_staleness_stays_in_its_bound(data, max
     ledger = queue.ledger()
     outstanding = [f"{epoch}:{ordinal}" for epoch, ordinal in ledger.outstanding]
     settled += queue._filtered_ids + [name for name, _ in queue._dropped_ids]
-    everything = [Source().at(place).id for place in range(ledger.cursor)]
+    everything = [SOURCE.at(place).id for place in range(ledger.cursor)]
     assert sorted(settled + outstanding) == sorted(everything)
     assert all(0 <= stale <= max_staleness for stale in simulation.staleness)
 
@@ -219,13 +183,13 @@ def test_every_prompt_is_in_one_place_and_staleness_stays_in_its_bound(data, max
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data):
-    queue = RolloutQueue(Source(), plan())
+    queue = RolloutQueue(SOURCE, queue_plan())
     before = Simulation(queue, data.draw)
     for _ in range(data.draw(st.integers(5, 40))):
         before.act()
     ledger = queue.ledger()
     settled_before = before.trained + before.filtered + before.dropped
-    resumed = RolloutQueue(Source(), plan(), ledger)
+    resumed = RolloutQueue(SOURCE, queue_plan(), ledger)
     after = Simulation(resumed, data.draw)
     for _ in range(40):
         after.act()
@@ -234,5 +198,5 @@ def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data):
     last = resumed.ledger()
     named = settled + last.filtered_ids + [name for name, _ in last.dropped_ids]
     outstanding = [f"{epoch}:{ordinal}" for epoch, ordinal in last.outstanding]
-    assert sorted(named + outstanding) == sorted(Source().at(place).id for place in range(last.cursor))
+    assert sorted(named + outstanding) == sorted(SOURCE.at(place).id for place in range(last.cursor))
     assert resumed.trained == len(before.trained) + len(after.trained)

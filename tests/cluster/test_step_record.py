@@ -12,6 +12,7 @@ from headrace.cluster.step_record import StepTimes, pass_rate, step_record
 from headrace.learner.rank import StepMetrics
 from headrace.learner.worker import StepReport
 from headrace.verifiers.records import GroupNumbers, StopReason
+from tests.factories import group_numbers
 
 NAN = math.nan
 METRICS = StepMetrics(
@@ -35,19 +36,8 @@ REPORT = StepReport(METRICS, fetch_seconds=0.2, seconds=3.6)
 
 
 def numbers(rewards: list[float], oldest: int = 4, passed: int = 0, stops: str = "ss") -> GroupNumbers:
-    return GroupNumbers(
-        prompt_id="0:1",
-        generator="g",
-        oldest_version=oldest,
-        newest_version=4,
-        prompt_tokens=3,
-        completion_tokens=[4, 6],
-        rewards=rewards,
-        passed=passed,
-        stop_reasons=[StopReason.LENGTH if stop == "l" else StopReason.STOP for stop in stops],
-        generate_seconds=1.0,
-        verify_seconds=0.1,
-    )
+    reasons = [StopReason.LENGTH if stop == "l" else StopReason.STOP for stop in stops]
+    return group_numbers(rewards=tuple(rewards), oldest_version=oldest, passed=passed, stop_reasons=reasons)
 
 
 def batch(groups: list[GroupNumbers], filtered: list[GroupNumbers] | None = None, dropped: int = 0) -> Batch:

@@ -45,6 +45,7 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 COMMON_LABELS = ("run", "member")
+LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0)
 
@@ -152,7 +153,7 @@ class Telemetry:
 
 
 def serve_metrics(
-    registries: Sequence[CollectorRegistry], host: str = "127.0.0.1", port: int = 0
+    registries: Sequence[CollectorRegistry], host: str = LOOPBACK, port: int = 0
 ) -> tuple[WSGIServer, int]:
     """Serve the registries as one `/metrics` page from a daemon thread; returns the server and the port it listens on.
 

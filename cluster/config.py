@@ -216,7 +216,7 @@ class LearnerSection(Section):
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads of a rank on a CPU; default: all cores that the process may use, divided by the ranks."""
+    """Torch threads of a rank on a CPU; default: the cores that it may use on its node, divided by the ranks there."""
     memory_bytes: int = Field(default=0, ge=0)
 
 

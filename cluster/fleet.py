@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import GeneratorSettings
 from headrace.cluster.config import JobConfig
-from headrace.cluster.learner_pool import LearnerPool, launch_ranks, learner_threads
+from headrace.cluster.learner_pool import LearnerPool, launch_ranks
 from headrace.cluster.members import CALL_SECONDS, GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.placement import bundles, check_fits, custom_resources, member_resources, ray_nodes
 from headrace.cluster.pool import ElasticPool, Member
@@ -83,7 +83,6 @@ class Fleet:
             launch_ranks(
                 learner_worker_settings(prepared, log_dir),
                 Requirements(member_resources(job, Pool.LEARNER, custom)),
-                learner_threads(job.learner.threads, job.learner.ranks),
             )
         )
         self.publisher.sender = self.learner.sender
@@ -235,7 +234,7 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             max_tokens_per_pack=learner.max_tokens_per_pack,
             head_chunk_tokens=learner.head_chunk_tokens,
             activation_checkpointing=learner.activation_checkpointing,
-            threads=None if on_gpu else learner_threads(learner.threads, learner.ranks),
+            threads=None if on_gpu else learner.threads,
         ),
         world_size=learner.ranks,
         serving_dtype=job.rollout.dtype,

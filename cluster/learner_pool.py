@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import os
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
@@ -27,10 +26,10 @@ STEP_SECONDS = 3600.0
 CLOSE_SECONDS = 10.0
 
 
-def launch_ranks(settings: WorkerSettings, requirements: Requirements, threads: int) -> list[Any]:
+def launch_ranks(settings: WorkerSettings, requirements: Requirements) -> list[Any]:
     """Create the actors of all ranks; returns their handles at once."""
     actor = cast(Any, ray.remote)(max_restarts=0, concurrency_groups={"compute": 1, "transfer": 1})(LearnerWorker)
-    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     options = {**requirements.options(), "runtime_env": {"env_vars": environment}}
     return [actor.options(**options).remote(settings, rank) for rank in range(settings.world_size)]
 
@@ -55,7 +54,12 @@ class LearnerPool:
         """Load the model on every rank and connect them."""
         self._reports = await self._all("start", deadline=START_SECONDS)
         first = self._reports[0]
-        await self._all("setup", first.node, first.store_port, deadline=START_SECONDS)
+        on_node = Counter(report.node for report in self._reports)
+        calls = [
+            rank.setup.remote(first.node, first.store_port, on_node[report.node])
+            for rank, report in zip(self._ranks, self._reports, strict=True)
+        ]
+        await gather_ranks("setup", calls, START_SECONDS)
         self._state = MemberState.SERVING
 
     async def train_step(self, groups: Sequence[TakenGroup], step: int) -> StepReport:
@@ -171,8 +175,3 @@ def share_groups(tokens: Sequence[int], ranks: int) -> list[list[int]]:
         shares[lightest].append(index)
         loads[lightest] += tokens[index]
     return [sorted(share) for share in shares]
-
-
-def learner_threads(configured: int | None, ranks: int) -> int:
-    """Torch threads of one rank: the configured number, or the machine's cores divided by the ranks."""
-    return configured or max(1, math.floor(len(os.sched_getaffinity(0)) / ranks))

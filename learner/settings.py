@@ -44,7 +44,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep_gathered: bool | None = None
     """Keep the gathered weights and the unreduced gradients of a step until it ends, so that its packs cost one gather and
     one reduction together: faster, for a full copy of both in memory. Default: on a CPU yes, on a GPU no."""
-    threads: int | None = None  # torch threads on a CPU; None: leave them as they are
+    threads: int | None = None  # torch threads on a CPU; None: as the process has them (`worker.py` sets its share)
     timeout_seconds: float = 600.0  # for each collective: a rank that waits longer ends with an error
 
     @property

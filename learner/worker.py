@@ -63,6 +63,15 @@ class Snapshot(msgspec.Struct, frozen=True):
     seconds: float
 
 
+def share_of_cores(cores: int, ranks: int) -> int:
+    """Threads of each of the ranks that compute on the same cores: at least one.
+
+    >>> share_of_cores(8, 3)
+    2
+    """
+    return max(1, cores // ranks)
+
+
 class LearnerWorker:
     """A shell round `LearnerRank`."""
 
@@ -86,9 +95,12 @@ class LearnerWorker:
         return RankReport(os.getpid(), self._node, free_port(self._node), self._url)
 
     @ray.method(concurrency_group="compute")
-    def setup(self, store_host: str, store_port: int) -> float:
+    def setup(self, store_host: str, store_port: int, ranks_on_node: int) -> float:
         """Join the other ranks and load the policy; the seconds that it took."""
         start = time.monotonic()
+        learner = self._settings.learner
+        if learner.device == "cpu" and learner.threads is None:
+            torch.set_num_threads(share_of_cores(len(os.sched_getaffinity(0)), ranks_on_node))
         self._rank.setup(store_host, store_port)
         return time.monotonic() - start
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from headrace.cluster.learner_pool import LearnerPool, gather_ranks, group_tokens, learner_threads, share_groups
+from headrace.cluster.learner_pool import LearnerPool, gather_ranks, group_tokens, share_groups
 from headrace.cluster.pool import PoolFailed
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState
 from headrace.learner.rank import StepMetrics
 from headrace.learner.supervised import SupervisedExample
-from headrace.learner.worker import RankReport, StepReport
+from headrace.learner.worker import RankReport, StepReport, share_of_cores
 from headrace.verifiers.records import GroupNumbers, StopReason
 
 
@@ -63,10 +63,16 @@ async def test_the_ranks_meet_where_the_first_one_says():
     assert pool.sender is ranks[0]
     assert [status.state for status in pool.status(0, 0.0)] == [MemberState.STARTING] * 2
     await pool.start()
-    assert [rank.calls[-1] for rank in ranks] == [("setup", "node-0", 7000)] * 2
+    assert [rank.calls[-1] for rank in ranks] == [("setup", "node-0", 7000, 1)] * 2
     first, second = pool.status(3, 1.0)
     assert (first.name, second.name) == ("learner-0", "learner-1")
     assert (second.state, second.version, second.node, second.pid) == (MemberState.SERVING, 3, "node-1", 101)
+
+
+async def test_every_rank_is_told_how_many_share_its_node():
+    ranks = [FakeRank(rank, start=RankReport(rank, node, 7, "")) for rank, node in enumerate("aba")]
+    await LearnerPool(ranks).start()
+    assert [rank.calls[-1][-1] for rank in ranks] == [2, 1, 2]
 
 
 async def test_a_step_gives_every_rank_its_share_and_waits_for_the_slowest():
@@ -128,7 +134,8 @@ def test_every_group_has_one_rank_and_no_rank_more_than_its_fair_share_and_one_g
     assert share_groups(tokens, ranks) == shares
 
 
-def test_a_rank_has_the_threads_that_the_job_gives_it_or_its_share_of_the_cores():
-    assert learner_threads(3, 2) == 3
-    assert learner_threads(None, 10_000) == 1
-    assert learner_threads(None, 1) >= 1
+@given(st.integers(1, 256), st.integers(1, 64))
+def test_the_ranks_of_a_node_share_its_cores_and_each_has_one(cores, ranks):
+    threads = share_of_cores(cores, ranks)
+    assert threads >= 1
+    assert threads == 1 or cores - ranks < threads * ranks <= cores

@@ -4,6 +4,7 @@
         controller.json  where the controller listens (mode 0600: whoever reads it may steer the run)
         metrics.jsonl    a StepRecord or EvaluationRecord a line
         samples.jsonl    a SampleRecord a line
+        memory.json      PeakMemory: the run's so far
         summary.json     a Summary, at the end
         report.html  checkpoints/  model/  logs/
 
@@ -29,6 +30,12 @@ from headrace.verifiers.errors import UserError
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
+class PeakMemory(msgspec.Struct, frozen=True):
+    """memory.json: the most that the run's processes have held together, before an interruption too."""
+
+    peak_bytes: int
+
+
 class RunFolder:
     """Paths, readers and, after `create`, writers of one run. Use one writing instance per run."""
 
@@ -38,6 +45,7 @@ class RunFolder:
         self.controller = path / "controller.json"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
+        self.memory = path / "memory.json"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
@@ -102,6 +110,13 @@ class RunFolder:
 
     def write_summary(self, summary: Summary) -> None:
         atomic_write(self.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+    def write_peak_memory(self, held_bytes: int) -> None:
+        atomic_write(self.memory, msgspec.json.encode(PeakMemory(held_bytes)) + b"\n")
+
+    def read_peak_memory(self) -> int:
+        """Bytes; 0 before the first measurement. Raises UserError when the file is none."""
+        return _read_file(self.memory, PeakMemory).peak_bytes if self.memory.exists() else 0
 
     def write_controller(self, record: msgspec.Struct) -> None:
         atomic_write(self.controller, msgspec.json.encode(record) + b"\n", mode=0o600)

@@ -67,8 +67,10 @@ class RunRecorder:
         self._phase_since = time.time()
         self._steps: list[StepRecord] = []
         self._evaluations: list[EvaluationRecord] = []
+        self._settled = GroupCounts(0, 0, 0)
         self._last_queue: QueueStatus | None = None
         self._peak_memory = 0
+        self._syncs_before = 0  # by the processes of the run before this one
         self.summary: Summary | None = None
 
     @property
@@ -76,17 +78,41 @@ class RunRecorder:
         return time.time() - self._started
 
     def resume(self, step: int, elapsed_seconds: float) -> None:
-        """Take up the history that ends in the weights of `step`."""
+        """Take up the history that ends in the weights of `step`; below 0, that of a run that has only begun."""
         self._folder.rewind(step)
-        if self._ledger.exists():
-            # A line without its end was being written when the process died.
-            lines = [line for line in self._ledger.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-            kept = [line for line in lines if msgspec.json.decode(line, type=CommitRecord).step <= step]
-            atomic_write(self._ledger, b"".join(kept))
+        self._rewind_ledger(step)
         self._started = time.time() - elapsed_seconds
+        if step >= 0:
+            self._peak_memory = self._folder.read_peak_memory()
+            # Every step of the history was published once, and so was the warm start.
+            self._syncs_before = step + (self._job.warm_start is not None)
         records = self._folder.read_metrics()
         self._steps = [record for record in records if isinstance(record, StepRecord)]
         self._evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+
+    def _rewind_ledger(self, step: int) -> None:
+        if not self._ledger.exists():
+            return
+        # A line without its end was being written when the process died.
+        lines = [line for line in self._ledger.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        records = [msgspec.json.decode(line, type=CommitRecord) for line in lines]
+        kept = [(line, record) for line, record in zip(lines, records, strict=True) if record.step <= step]
+        atomic_write(self._ledger, b"".join(line for line, _ in kept))
+        for _, record in kept:
+            self._settle(record)
+
+    def _settle(self, record: CommitRecord) -> None:
+        before = self._settled
+        self._settled = GroupCounts(
+            trained=before.trained + len(record.trained),
+            filtered=before.filtered + len(record.filtered),
+            dropped=before.dropped + len(record.dropped),
+        )
+
+    @property
+    def weight_syncs(self) -> int:
+        """Versions published in the history of these weights."""
+        return self._syncs_before + (self.fleet.publisher.syncs if self.fleet else 0)
 
     async def watch(self) -> None:
         """Keep the display, the metrics and the memory's peak up to date, until cancelled."""
@@ -94,7 +120,7 @@ class RunRecorder:
         while True:
             now = time.time()
             if now - measured >= MEMORY_SECONDS:
-                self._peak_memory = max(self._peak_memory, await asyncio.to_thread(tree_pss_bytes))
+                await asyncio.to_thread(self._measure_memory)
                 measured = now
             status = await self.status()
             metrics.update_from_status(self.telemetry, status, now)
@@ -104,6 +130,12 @@ class RunRecorder:
             self._display.update(status)
             self._display.tick(now)
             await asyncio.sleep(TICK_SECONDS)
+
+    def _measure_memory(self) -> None:
+        held = tree_pss_bytes()
+        if held > self._peak_memory:
+            self._peak_memory = held
+            self._folder.write_peak_memory(held)
 
     async def status(self) -> RunStatus:
         if self.queue is not None:
@@ -125,7 +157,7 @@ class RunRecorder:
             queue=self._last_queue,
             last_step=self._steps[-1] if self._steps else None,
             evaluations=self._evaluations,
-            weight_syncs=fleet.publisher.syncs if fleet else 0,
+            weight_syncs=self.weight_syncs,
             max_staleness=self._job.rollout.max_staleness,
             peak_memory_bytes=self._peak_memory,
         )
@@ -150,6 +182,7 @@ class RunRecorder:
 
     def append_ledger(self, record: CommitRecord) -> None:
         """What the step settled, by prompt id."""
+        self._settle(record)
         with self._ledger.open("ab") as ledger:
             ledger.write(msgspec.json.encode(record) + b"\n")
 
@@ -198,13 +231,9 @@ class RunRecorder:
             samples_per_second=sum(record.samples for record in steps) / seconds if seconds else 0.0,
             generated_tokens_per_second=sum(record.generated_tokens for record in steps) / seconds if seconds else 0.0,
             learner_tokens_per_second=sum(record.learner_tokens for record in steps) / seconds if seconds else 0.0,
-            weight_syncs=self.fleet.publisher.syncs if self.fleet else 0,
+            weight_syncs=self.weight_syncs,
             max_staleness=max((record.staleness_max for record in steps), default=0),
-            groups=GroupCounts(
-                trained=sum(record.groups_trained for record in steps),
-                filtered=sum(record.groups_filtered for record in steps),
-                dropped=sum(record.groups_dropped for record in steps),
-            ),
+            groups=self._settled,
             peak_memory_bytes=self._peak_memory,
             model=model,
         )

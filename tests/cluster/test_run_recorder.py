@@ -1,0 +1,89 @@
+"""What a run says of itself in the end, also when it was interrupted and taken up again."""
+
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from headrace.cluster import run_recorder
+from headrace.cluster.display import PlainDisplay
+from headrace.cluster.job_file import load_job
+from headrace.cluster.prompt_source import PromptFormat
+from headrace.cluster.rollout_queue import CommitRecord
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.run_records import GroupCounts, Summary
+from tests.factories import step_record
+
+
+@pytest.fixture
+def process(letters_job, monkeypatch):
+    """A process of the run that holds so much memory and has published so many versions."""
+
+    def start(memory_bytes: int, syncs: int, resumed_at: int | None = None, *words: str) -> RunRecorder:
+        monkeypatch.setattr(run_recorder, "tree_pss_bytes", lambda: memory_bytes)
+        folder = RunFolder(letters_job.parent / "run")
+        folder.create(resume=resumed_at is not None)
+        folder.write_job("")
+        display = PlainDisplay(Console(quiet=True), lambda: 0.0)
+        recorder = RunRecorder(
+            load_job(letters_job, words), folder, display, PromptFormat("prompt", None, False), None, 0.0
+        )
+        recorder.fleet = SimpleNamespace(publisher=SimpleNamespace(syncs=syncs))  # type: ignore[assignment]
+        if resumed_at is not None:
+            recorder.resume(resumed_at, elapsed_seconds=100.0)
+        recorder._measure_memory()
+        folder.close()  # as far as others are kept out; this process goes on writing
+        return recorder
+
+    return start
+
+
+def train(recorder: RunRecorder, steps: range) -> None:
+    """Each step trains two prompts, and filters one and drops one on the way."""
+    for step in steps:
+        ids = [f"{step}:{ordinal}" for ordinal in range(4)]
+        recorder.append_ledger(CommitRecord(step, step, ids[:2], ids[2:3], [(ids[3], "infra_error")]))
+        recorder.step(step_record(step, staleness_max=step, samples=30, samples_per_second=3.0), [])
+
+
+def summed_up(recorder: RunRecorder, step: int) -> Summary:
+    return recorder.finish({}, step, "model")
+
+
+def test_a_run_that_goes_through_counts_what_it_did(process):
+    recorder = process(2**30, 5)
+    train(recorder, range(1, 6))
+    summary = summed_up(recorder, 5)
+    assert (summary.steps, summary.weight_syncs, summary.peak_memory_bytes) == (5, 5, 2**30)
+    assert summary.groups == GroupCounts(trained=10, filtered=5, dropped=5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2**33, 2**30), (2**30, 2**33)])
+def test_a_resumed_run_counts_what_came_before_and_not_what_was_lost(process, before, after):
+    first = process(before, 7)
+    train(first, range(1, 8))  # a crash in step 8: the checkpoint is that of step 5
+    second = process(after, 3, 5)
+    assert second.weight_syncs == 8
+    train(second, range(6, 9))
+    summary = summed_up(second, 8)
+    assert (summary.steps, summary.weight_syncs, summary.peak_memory_bytes) == (8, 8, 2**33)
+    assert summary.groups == GroupCounts(trained=16, filtered=8, dropped=8)
+    assert summary.max_staleness == 8
+    assert summary.samples_per_second == pytest.approx(3.0)
+    assert summary.seconds > 100.0
+
+
+def test_the_publishing_of_the_warm_start_is_counted_once_for_a_resumed_run(process):
+    words = ("--warm-start.data", "warm.jsonl")
+    train(process(2**30, 3, None, *words), range(1, 3))
+    assert process(2**30, 0, 2, *words).weight_syncs == 3
+
+
+def test_what_left_no_checkpoint_does_not_count(process):
+    train(process(2**33, 2), range(1, 3))
+    again = process(2**30, 1, -1)
+    train(again, range(1, 2))
+    summary = summed_up(again, 1)
+    assert (summary.weight_syncs, summary.peak_memory_bytes) == (1, 2**30)
+    assert summary.groups == GroupCounts(trained=2, filtered=1, dropped=1)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import msgspec
 import ray
+from ray.exceptions import AuthenticationError
 
 from headrace.cluster.config import JobConfig
 from headrace.cluster.placement import bundles, check_fits, custom_resources, ray_nodes
 from headrace.cluster.pool import first_line
 from headrace.verifiers.errors import UserError
+from headrace.verifiers.telemetry import LOOPBACK
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
@@ -32,46 +33,56 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
     """Connect, or start a cluster; leave it, or end it, at the end.
 
     Raises:
-        UserError: the cluster cannot be reached, or the job does not fit it.
+        UserError: the cluster cannot be reached, or the job does not fit it, or this process is in a Ray cluster already.
     """
+    if ray.is_initialized():
+        raise UserError(
+            "Ray: this process has called ray.init already, and a run does that itself; ray.shutdown() first"
+        )
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_answers(address)
     # A worker that dies takes the processes that it started with it: an engine is three of them.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    scratch = None
+    with nullcontext() if address else scratch_folder() as scratch:
+        try:
+            start_ray(job, address, scratch)
+            nodes = ray_nodes(ray.nodes())
+            custom = custom_resources(nodes)
+            check_fits(bundles(job, custom), nodes)
+            yield ClusterInfo(is_local=address is None, custom=custom)
+        finally:
+            ray.shutdown()
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """For the files of a cluster of our own. Its path is short: sockets lie in it, and their paths may have 107 bytes."""
+    return tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True)
+
+
+def start_ray(job: JobConfig, address: str | None, scratch: str | None) -> None:
+    """Connect to `address`, or start a cluster that keeps its files in `scratch`. Raises UserError."""
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # Short: sockets lie in it, and their paths may have 107 bytes.
-            scratch = tempfile.mkdtemp(prefix="headrace-")
             ray.init(
                 num_cpus=job.placement.local_cpus or max(8, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
+                _node_ip_address=LOOPBACK,
                 _temp_dir=scratch,
             )
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         if not address:
             raise UserError(f"Ray: {error}") from error
         raise UserError(
             f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {first_line(error)}; one that asks for a token wants "
             "RAY_AUTH_MODE=token and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
-    try:
-        nodes = ray_nodes(ray.nodes())
-        custom = custom_resources(nodes)
-        check_fits(bundles(job, custom), nodes)
-        yield ClusterInfo(is_local=scratch is not None, custom=custom)
-    finally:
-        ray.shutdown()
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_answers(address: str) -> None:

@@ -1,0 +1,95 @@
+"""Joining or starting a cluster, with a Ray that refuses: what the user is told, and what stays behind."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import AuthenticationError
+
+from headrace.cluster.job_file import load_job
+from headrace.cluster.ray_cluster import ray_cluster
+from headrace.verifiers.errors import UserError
+
+NODE = {"NodeManagerAddress": "127.0.0.1", "Alive": True, "Resources": {"CPU": 8.0}}
+
+
+class FakeRay:
+    """`ray` as far as a cluster is joined and left."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.scratch: Path | None = None
+        self.shutdowns = 0
+
+    def init(self, _temp_dir: str | None = None, **options: object) -> None:
+        if _temp_dir is not None:
+            self.scratch = Path(_temp_dir)
+            (self.scratch / "session").mkdir()
+        if self.failure is not None:
+            raise self.failure
+
+    def shutdown(self) -> None:
+        assert self.scratch is None or self.scratch.exists(), "its processes still write there"
+        self.shutdowns += 1
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray, "init", fake.init)
+    monkeypatch.setattr(ray, "shutdown", fake.shutdown)
+    monkeypatch.setattr(ray, "nodes", lambda: [NODE])
+    return fake
+
+
+def test_a_cluster_of_our_own_leaves_no_folder(letters_job, fake):
+    with ray_cluster(load_job(letters_job)) as cluster:
+        assert cluster.is_local
+        assert fake.scratch.exists()
+    assert not fake.scratch.exists()
+    assert fake.shutdowns == 1
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no room for the object store"), KeyError("a bug of Ray's")])
+def test_a_cluster_that_does_not_start_leaves_no_folder_and_no_process(letters_job, fake, failure):
+    fake.failure = failure
+    with (
+        pytest.raises(UserError if isinstance(failure, RuntimeError) else KeyError),
+        ray_cluster(load_job(letters_job)),
+    ):
+        pass
+    assert fake.scratch.parent.exists() and not fake.scratch.exists()
+    assert fake.shutdowns == 1
+
+
+def test_a_job_that_does_not_fit_leaves_no_folder(letters_job, fake):
+    with (
+        pytest.raises(UserError, match="does not fit the cluster"),
+        ray_cluster(load_job(letters_job, ["--rollout.cpus", "64"])),
+    ):
+        pass
+    assert not fake.scratch.exists()
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("no GCS"), AuthenticationError("no token")])
+def test_a_cluster_that_cannot_be_joined_is_named_with_what_a_token_needs(letters_job, fake, monkeypatch, failure):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head")
+    fake.failure = failure
+    with (
+        pytest.raises(
+            UserError, match=r"cannot join the Ray cluster at 'ray://head': no .*RAY_AUTH_MODE=token"
+        ) as error,
+        ray_cluster(load_job(letters_job)),
+    ):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_that_the_process_is_in_already_is_left_alone(letters_job, fake, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match="has called ray"), ray_cluster(load_job(letters_job)):
+        pass
+    assert fake.shutdowns == 0

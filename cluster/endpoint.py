@@ -14,6 +14,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -39,12 +40,12 @@ class ControllerAddress(msgspec.Struct, frozen=True):
 class ScaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Members that the pools should have; None leaves a pool as it is."""
 
-    rollout: int | None = None
-    verification: int | None = None
+    rollout: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    verification: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Endpoint:
-    """Serves one controller. `scale` raises ValueError or UserError for a request that cannot be met."""
+    """Serves one controller. `scale` raises UserError for a request that cannot be met."""
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class Endpoint:
     async def _post_scale(self, request: web.Request) -> web.Response:
         try:
             await self._scale(msgspec.json.decode(await request.read(), type=ScaleRequest))
-        except (msgspec.MsgspecError, ValueError, UserError) as error:
+        except (msgspec.MsgspecError, UserError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         return json_response(await self._status())
 

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from headrace.cluster.config import JobConfig, RolloutSection
 from headrace.cluster.controller import Controller, Stopped
 from headrace.cluster.display import Display, make_display
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
-from headrace.cluster.fleet import VLLM_ENGINE, Fleet
+from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, prepare
 from headrace.cluster.prompt_source import PromptSource
@@ -146,7 +146,7 @@ async def _run(
         recorder.event(cut)
     recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
-    endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
+    endpoint = Endpoint(recorder.status, scaler(fleet, prepared.job), recorder.telemetry.registry)
     main = asyncio.current_task()
     restore = _on_interrupt(controller, recorder, main)
     folder.write_controller(await endpoint.start(prepared.job.metrics.host, prepared.job.metrics.port))
@@ -194,12 +194,19 @@ def cut_notice(rollout: RolloutSection) -> str | None:
     )
 
 
-def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Any]:
+def scaler(fleet: Fleet, job: JobConfig) -> Callable[[ScaleRequest], Awaitable[None]]:
+    """What brings both pools to their numbers, or raises UserError and leaves both as they are."""
+
     async def scale(request: ScaleRequest) -> None:
-        if request.rollout is not None:
-            await fleet.rollout.scale(request.rollout)
-        if request.verification is not None:
-            await fleet.verification.scale(request.verification)
+        rollout = request.rollout or fleet.rollout.target
+        verification = request.verification or fleet.verification.target
+        if rollout > fleet.rollout.target or verification > fleet.verification.target:
+            check_room(job, rollout, verification)
+        asked = [(fleet.rollout, request.rollout), (fleet.verification, request.verification)]
+        changes = [(pool, target) for pool, target in asked if target is not None]
+        # What shrinks goes first: a pool that grows looks for room beside the other as it is then.
+        for pool, target in sorted(changes, key=lambda change: change[1] - change[0].target):
+            await pool.scale(target)
 
     return scale
 

@@ -37,8 +37,6 @@ class Controller:
         return STATUS
 
     async def scale(self, request: ScaleRequest) -> None:
-        if request.rollout is not None and request.rollout < 1:
-            raise ValueError("the rollout pool cannot have fewer than 1 member")
         self.scaled.append(request)
 
 
@@ -100,7 +98,8 @@ async def test_scaling_names_the_pools_and_answers_with_the_status(served):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b'{"rollout": 0}', "fewer than 1"),
+        (b'{"rollout": 0}', "Expected `int` >= 1"),
+        (b'{"rollout": 2, "verification": 0}', "Expected `int` >= 1"),
         (b'{"rolout": 2}', "unknown field `rolout`"),
         (b'{"rollout": "two"}', "Expected `int | null`, got `str`"),
         (b'{"rollout": 1.5}', "Expected `int | null`"),

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import ray
 
 from headrace.cluster.endpoint import ScaleRequest
 from headrace.cluster.job_file import dump_job, load_job
@@ -195,24 +196,55 @@ def test_sampling_from_a_cut_distribution_is_warned_of(letters_job, words, given
         assert notice.startswith(f"warning: {given}: ")
 
 
-class FakePool:
+class FakeFleet:
+    """Two pools of one member each, and the changes in their order."""
+
     def __init__(self) -> None:
-        self.targets: list[int] = []
+        self.changes: list[tuple[str, int]] = []
+        self.rollout, self.verification = (FakePool(name, self.changes) for name in ("rollout", "verification"))
+
+
+class FakePool:
+    def __init__(self, name: str, changes: list[tuple[str, int]]) -> None:
+        self.target = 1
+        self._name, self._changes = name, changes
 
     async def scale(self, target: int) -> None:
-        self.targets.append(target)
+        self.target = target
+        self._changes.append((self._name, target))
 
 
-class FakeFleet:
-    def __init__(self) -> None:
-        self.rollout, self.verification = FakePool(), FakePool()
+@pytest.fixture
+def job_on_one_node(letters_job, monkeypatch):
+    """The job, in a cluster with room for four members beside the learner's rank."""
+    node = {"NodeManagerAddress": "node-1", "Alive": True, "Resources": {"CPU": 2.5, "memory": 2.0**40}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    return load_job(letters_job)
 
 
-async def test_a_scale_request_reaches_the_pools_that_it_names():
+async def test_a_scale_request_reaches_the_pools_that_it_names(job_on_one_node):
     fleet = FakeFleet()
-    await scaler(fleet)(ScaleRequest(rollout=3))
-    await scaler(fleet)(ScaleRequest(verification=2))
-    assert (fleet.rollout.targets, fleet.verification.targets) == ([3], [2])
+    scale = scaler(fleet, job_on_one_node)
+    await scale(ScaleRequest(rollout=3))
+    await scale(ScaleRequest(verification=1))
+    assert fleet.changes == [("rollout", 3), ("verification", 1)]
+
+
+@pytest.mark.parametrize("request_", [ScaleRequest(2, 3), ScaleRequest(4, 1), ScaleRequest(1, 4)])
+async def test_a_scale_request_of_which_a_part_has_no_room_changes_nothing(job_on_one_node, request_):
+    fleet = FakeFleet()
+    with pytest.raises(UserError, match="no place for"):
+        await scaler(fleet, job_on_one_node)(request_)
+    assert fleet.changes == []
+
+
+async def test_one_pool_makes_room_for_the_other(job_on_one_node):
+    fleet = FakeFleet()
+    scale = scaler(fleet, job_on_one_node)
+    await scale(ScaleRequest(3, 1))
+    await scale(ScaleRequest(1, 3))
+    await scale(ScaleRequest(3, 1))
+    assert fleet.changes[2:] == [("rollout", 1), ("verification", 3), ("verification", 1), ("rollout", 3)]
 
 
 class FakeController:

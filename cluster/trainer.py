@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from headrace.cluster.config import JobConfig, RolloutSection
 from headrace.cluster.controller import Controller, Stopped
 from headrace.cluster.display import Display, make_display
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
+from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, prepare
@@ -86,7 +86,8 @@ def run_job(
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
-            summary = asyncio.run(_run(prepared, folder, display, cluster, engine_class, started))
+            with Interrupts() as interrupts:
+                summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
     finally:
         folder.close()
         display.close(summary)
@@ -131,6 +132,7 @@ async def _run(
     cluster: ClusterInfo,
     engine_class: str,
     started: float,
+    interrupts: Interrupts,
 ) -> Summary | None:
     log_dir = str(folder.logs) if cluster.is_local else None
     recorder = RunRecorder(prepared.job, folder, display, prepared.layout, log_dir, started)
@@ -147,8 +149,7 @@ async def _run(
     recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
     endpoint = Endpoint(recorder.status, scaler(fleet, prepared.job), recorder.telemetry.registry)
-    main = asyncio.current_task()
-    restore = _on_interrupt(controller, recorder, main)
+    interrupts.deliver_to(on_interrupt(controller, recorder, asyncio.current_task()))
     folder.write_controller(await endpoint.start(prepared.job.metrics.host, prepared.job.metrics.port))
     watching = asyncio.create_task(recorder.watch(), name="watch the run")
     running = asyncio.create_task(controller.run(), name="the run")
@@ -159,7 +160,6 @@ async def _run(
     except Stopped:
         recorder.event("stopped on request; go on with --resume")
     finally:
-        restore()
         recorder.set_phase("ending the pools")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -211,9 +211,8 @@ def scaler(fleet: Fleet, job: JobConfig) -> Callable[[ScaleRequest], Awaitable[N
     return scale
 
 
-def _on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Task[Any] | None) -> Callable[[], None]:
-    """Ctrl-C once: stop in order. Twice: at once. Returns what puts the handlers back."""
-    loop = asyncio.get_running_loop()
+def on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Task[Any] | None) -> Callable[[], None]:
+    """What Ctrl-C does. Once: stop in order. Twice: at once."""
     seen = 0
 
     def interrupt() -> None:
@@ -225,14 +224,7 @@ def _on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.T
         elif main is not None:
             main.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
-
-    def restore() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-    return restore
+    return interrupt
 
 
 class GRPOTrainer:
@@ -292,6 +284,8 @@ class GRPOTrainer:
 
     def train(self, num_steps: int, *, resume: bool = False) -> Summary | None:
         """Run `num_steps` optimizer steps; the run's summary, or None when it was stopped on request.
+
+        It returns when the run has ended, in a notebook too; interrupting the cell stops in order, as Ctrl-C does.
 
         Raises:
             UserError: the input is wrong.

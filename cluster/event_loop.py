@@ -1,0 +1,70 @@
+"""The event loop of a run, and how Ctrl-C reaches it, wherever the run is started from: a command, a script, a notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run `main` in an event loop of its own; its result.
+
+    Where this thread runs a loop already, as in a notebook, the new one gets a thread, and this thread waits.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main)
+    with ThreadPoolExecutor(1, thread_name_prefix="run") as thread:
+        return thread.submit(asyncio.run, main).result()
+
+
+class Interrupts:
+    """SIGINT and SIGTERM as calls in the run's event loop, while the `with` block goes on.
+
+    Python runs signal handlers in the main thread, whatever it waits for, and only there can they be set: a run that is
+    started from another thread gets none.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._early = 0  # signals that came before anybody could take them
+        self._take: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def deliver_to(self, handler: Callable[[], None]) -> None:
+        """From now on every signal is a call of `handler` in the running event loop."""
+        loop = asyncio.get_running_loop()
+
+        def take() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(handler)
+
+        self._take = take
+        for _ in range(self._early):
+            take()
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if self._take is None:
+            self._early += 1
+        else:
+            self._take()

@@ -89,12 +89,14 @@ class RewardSection(Section):
     """The verifier's own options."""
     function: str | None = None
     """A function of your own instead: `file.py:name`, called as name(completion, row) -> float in [0, 1]."""
+    python: str | None = None
+    """Written by GRPOTrainer for a reward that is in no file: its name and a fingerprint. Only Python can run such a job."""
     base_dir: str = "."
     """Where relative paths in `options` and `function` start; the job file's folder."""
 
     @model_validator(mode="after")
     def one_of(self) -> RewardSection:
-        if (self.verifier is None) == (self.function is None):
+        if [self.verifier, self.function, self.python].count(None) != 2:
             raise Mismatch(["function"], "give either `verifier` or `function`")
         return self
 

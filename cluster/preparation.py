@@ -65,6 +65,11 @@ def prepare(
     warm_rows = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
     if verifier is None:
         reward = job.reward
+        if reward.python is not None:
+            raise UserError(
+                f"reward.python: this job's reward ({reward.python.split()[0]}) was given in Python and is in no file: "
+                "run it with GRPOTrainer, or give `verifier` or `function` instead"
+            )
         spec = VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir)
         try:
             verifier = build_verifier(spec)

@@ -23,6 +23,7 @@ from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, prepare
 from headrace.cluster.prompt_source import PromptSource
+from headrace.cluster.python_reward import reward_section
 from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
@@ -238,7 +239,8 @@ class GRPOTrainer:
     Args:
         base_model: hub id, folder, or `smollm2-135m`.
         train_data: JSONL or Parquet with a `prompt` in each row.
-        reward_fn: a Verifier, or a function (completion, row) -> float in [0, 1].
+        reward_fn: a Verifier, or a function (completion, row) -> float in [0, 1]. Where a job file can name it
+            (python_reward.py), `headrace run RUN/job.toml` is the same job.
         use_vllm: vLLM is what generates; False is refused.
         overrides: any other key of the job file, as `section__key=value` (`rollout__max_tokens=48`).
     """
@@ -265,7 +267,7 @@ class GRPOTrainer:
             "job": {"seed": seed},
             "model": {"base": base_model},
             "data": {"train": train_data},
-            "reward": {"function": getattr(reward_fn, "__qualname__", type(reward_fn).__name__), "base_dir": "."},
+            "reward": reward_section(reward_fn).model_dump(exclude_none=True),
             "algorithm": {"group_size": group_size, "kl_coef": kl_coef},
             "learner": {"learning_rate": learning_rate},
         }

@@ -70,7 +70,7 @@ def test_a_plain_function_is_the_reward_and_is_named_in_the_job():
     trainer = GRPOTrainer("smollm2-135m", "a.jsonl", reward)
     assert isinstance(trainer._verifier, CallableVerifier)
     assert trainer._verifier.verify(Sample("4", {"answer": "4"})).reward == 1.0
-    assert trainer.job.reward.function == "reward"
+    assert trainer.job.reward.python.startswith("reward ")
 
 
 def test_a_verifier_is_taken_as_it_is():

@@ -3,13 +3,15 @@ actor's own process, for tests of everything around it and for simulation."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from headrace.actors.weight_sync.receiver import StagingStatus
-from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
+
+if TYPE_CHECKING:  # the queue's process knows EngineDied from here, and has no use for torch
+    from headrace.actors.weight_sync.receiver import StagingStatus
+    from headrace.actors.weight_sync.transport import GroupAddress
 
 UNSYNCED = -2  # version of an engine's weights before its first swap: the model folder's, attested by nobody
 

@@ -265,7 +265,11 @@ class BusyClock:
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
-    """What vLLM and OpenMP read from the environment when the engine's processes start."""
+    """What vLLM and OpenMP read from the environment when the engine's processes start.
+
+    Raises:
+        ValueError: `threads` is no list of cores.
+    """
     values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
     if settings.on_gpu:
         return values
@@ -275,11 +279,37 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     everything = "|".join(",".join(map(str, part)) for part in by_worker)
     return {
         **values,
-        "VLLM_CPU_OMP_THREADS_BIND": everything if settings.threads == "all" else settings.threads,
         # A thread that waits for work sleeps: spinning takes the core away from the other pools on this machine.
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": everything if settings.threads == "all" else settings.threads,
+        **(_one_process(settings.threads, cores) if settings.tensor_parallel_size == 1 else {}),
     }
+
+
+def _one_process(threads: str, cores: list[int]) -> dict[str, str]:
+    """Scheduler and worker in one process, which is ten seconds sooner up and half a gigabyte smaller than two.
+
+    vLLM gives a lone CPU worker a process of its own only to start it with its OpenMP environment. Here that is set
+    before, for the scheduler's process, and this variable makes vLLM leave the worker in it.
+    """
+    if threads not in ("all", "nobind"):
+        cores = parse_cores(threads)
+    binding = {} if threads == "nobind" else {"GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(cores)), **binding}
+
+
+def parse_cores(text: str) -> list[int]:
+    """The cores of a list such as `0-3,6`. Raises ValueError when it is none.
+
+    >>> parse_cores("0-3,6")
+    [0, 1, 2, 3, 6]
+    """
+    cores: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cores += range(int(first), int(last or first) + 1)
+    return cores
 
 
 def group_numbers(group: Group) -> GroupNumbers:

@@ -15,15 +15,11 @@ import typer
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from headrace.cluster.controller import StalledError
 from headrace.cluster.display import render_status
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.evaluation import EvaluationFailed
-from headrace.cluster.export import export_run
 from headrace.cluster.job_file import dump_job, load_job
-from headrace.cluster.pool import PoolFailed, first_line
+from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.trainer import run_job
 from headrace.verifiers.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -44,6 +40,9 @@ def run(
     if print_config:
         sys.stdout.write(dump_job(config))
         return
+    # Here, and not above: torch and transformers take seconds to load, and only this command and `export` need them.
+    from headrace.cluster.trainer import run_job
+
     run_job(config, resume=resume, started=psutil.Process().create_time())
 
 
@@ -80,6 +79,8 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
 ) -> None:
     """Write a run's newest checkpoint as a Hugging Face folder, for transformers and vLLM."""
+    from headrace.cluster.export import export_run
+
     step = export_run(RunFolder(run), output)
     Console().print(f"wrote the weights of step {step} to {output}", highlight=False)
 
@@ -93,7 +94,7 @@ def main() -> None:
         cause = error.cause if isinstance(error, RayTaskError) else error
         sys.stderr.write(f"headrace: {cause}\n")
         sys.exit(2)
-    except (PoolFailed, StalledError, EvaluationFailed, RayError, TimeoutError) as error:
+    except (RunFailed, RayError, TimeoutError) as error:
         log.error("run_failed", exc_info=True)
         sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {first_line(error)}\n")
         sys.exit(1)

@@ -21,6 +21,7 @@ from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
+from headrace.cluster.pool import RunFailed
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
@@ -45,7 +46,7 @@ class Stopped(Exception):
     """The user asked the run to stop; what is done is saved."""
 
 
-class StalledError(Exception):
+class StalledError(RunFailed):
     """Nothing came within the deadline; the message says what was waited for."""
 
 

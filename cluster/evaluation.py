@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from ray.exceptions import RayError
 
-from headrace.cluster.pool import ElasticPool, Member
+from headrace.cluster.pool import ElasticPool, Member, RunFailed
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
@@ -37,7 +37,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class EvaluationFailed(Exception):
+class EvaluationFailed(RunFailed):
     """No check ran to its end."""
 
 

@@ -112,7 +112,11 @@ class MemberKind(Protocol):
         ...
 
 
-class PoolFailed(Exception):
+class RunFailed(Exception):
+    """The run cannot go on; the message says why."""
+
+
+class PoolFailed(RunFailed):
     """The pool has no members left and may start no more."""
 
 

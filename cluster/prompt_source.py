@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from transformers import PreTrainedTokenizerBase
 
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Prompt

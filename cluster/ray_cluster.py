@@ -42,7 +42,7 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_answers(address)
-    # A worker that dies takes the processes that it started with it: an engine is three of them.
+    # A worker that dies takes the processes that it started with it: an engine is two of them.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with nullcontext() if address else scratch_folder() as scratch:

@@ -286,8 +286,13 @@ def test_numbers_name_the_oldest_and_the_newest_weights_of_any_token():
 def test_an_engine_on_a_cpu_computes_where_the_job_says():
     chosen = engine_environment(EngineSettings("m", 64, "float32", 0, threads="0-3"))
     assert chosen["VLLM_CPU_OMP_THREADS_BIND"] == "0-3"
+    assert (chosen["GOMP_CPU_AFFINITY"], chosen["OMP_NUM_THREADS"]) == ("0 1 2 3", "4")
+    free = engine_environment(EngineSettings("m", 64, "float32", 0, threads="nobind"))
+    assert "GOMP_CPU_AFFINITY" not in free
+    assert int(free["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
     everything = engine_environment(EngineSettings("m", 64, "float32", 0))["VLLM_CPU_OMP_THREADS_BIND"]
     assert {int(core) for core in everything.split(",")} == os.sched_getaffinity(0)
     split = engine_environment(EngineSettings("m", 64, "float32", 0, tensor_parallel_size=2))
     assert split["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 1
+    assert "OMP_NUM_THREADS" not in split  # vLLM sets it for each of its worker processes
     assert "VLLM_CPU_OMP_THREADS_BIND" not in engine_environment(EngineSettings("m", 64, "bfloat16", 0, on_gpu=True))

@@ -19,9 +19,9 @@ from headrace.cluster.preparation import prepare
 from headrace.learner.rank import LearnerRank
 from headrace.learner.rounding import to_serving_dtype
 from headrace.learner.settings import LearnerSettings
+from headrace.verifiers.telemetry import LOOPBACK
 
 JOB = Path(__file__).parents[1] / "examples" / "booking" / "job.toml"
-LOOPBACK = "127.0.0.1"
 STEPS, BATCH, LEARNING_RATE = 4, 8, 5e-5
 
 

@@ -23,10 +23,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.cluster.run_records import RunStatus
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.telemetry import WILDCARDS
+from headrace.verifiers.telemetry import LOOPBACK, WILDCARDS
 
 CLIENT_SECONDS = 10.0
-LOOPBACK = "127.0.0.1"
 
 
 class ControllerAddress(msgspec.Struct, frozen=True):

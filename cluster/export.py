@@ -12,8 +12,7 @@ from headrace.cluster.run_folder import RunFolder
 from headrace.learner.rank import LearnerRank
 from headrace.learner.settings import LearnerSettings
 from headrace.verifiers.errors import UserError
-
-LOOPBACK = "127.0.0.1"
+from headrace.verifiers.telemetry import LOOPBACK
 
 
 def export_run(run: RunFolder, output: Path) -> int:

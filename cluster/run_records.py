@@ -9,6 +9,8 @@ from enum import StrEnum
 
 import msgspec
 
+from headrace.verifiers.records import LEARNER_PHASES
+
 
 class Pool(StrEnum):
     ROLLOUT = "rollout"
@@ -74,7 +76,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     queue_leased: int
 
 
-PHASES = ("wait", "fetch", "pack", "forward", "backward", "optimizer", "snapshot", "publish")
+PHASES = ("wait", "fetch", *LEARNER_PHASES, "snapshot", "publish")
 """The phases of a step, in order: waiting for groups, fetching them, the learner's four, copying the new weights into
 the send buffer, and sending, swapping and attesting them (which overlaps the next step unless the pools take turns)."""
 

@@ -32,9 +32,7 @@ from headrace.learner.policy import Policy, load_policy
 from headrace.learner.rounding import to_serving_dtype
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
-from headrace.verifiers.records import Group
-
-PHASES = ("pack", "forward", "backward", "optimizer")
+from headrace.verifiers.records import LEARNER_PHASES, Group
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
@@ -116,7 +114,7 @@ class LearnerRank:
         Ranks may have different numbers of groups, or none. Where no rank has a group with a gradient, the weights and the
         optimizer's state stay as they are.
         """
-        phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        phases: dict[str, float] = dict.fromkeys(LEARNER_PHASES, 0.0)
         settings = self.settings
         with self._phase(phases, "pack"):
             batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.kl_coef > 0)

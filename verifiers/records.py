@@ -177,6 +177,10 @@ class Probe(msgspec.Struct, frozen=True):
     logprobs: list[list[float]]
 
 
+LEARNER_PHASES = ("pack", "forward", "backward", "optimizer")
+"""What a learner rank does in a step, in order."""
+
+
 def encode(record: msgspec.Struct) -> bytes:
     """A record as msgpack bytes: the form in which bulk data crosses processes."""
     return _ENCODER.encode(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import itertools
 import time
 
@@ -25,6 +24,7 @@ from headrace.actors.engine import UNSYNCED, EngineDied, EngineSettings, Output,
 from headrace.actors.weight_sync import vllm_backend
 from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
 
@@ -166,9 +166,7 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in settings.options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"rollout.engine: vLLM has no engine argument {name!r}{hint}")
+            raise UserError(f"rollout.engine: vLLM has no engine argument `{name}`{nearest(name, known)}")
     values: dict[str, object] = {
         "model": settings.model,
         "dtype": settings.dtype,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -13,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from headrace.cluster.config import JobConfig, Mismatch
+from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError
 
 PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
@@ -74,9 +74,7 @@ def _explain(error: Any, where: list[str]) -> str:
     if kind == "extra_forbidden":
         model = _model_at(where[:-1])
         known = list(model.model_fields) if model else []
-        near = difflib.get_close_matches(where[-1], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
-        return f"unknown key {where[-1]!r}{hint}"
+        return f"unknown key `{where[-1]}`{nearest(where[-1], known)}"
     if kind == "missing":
         return f"is missing: {_describe(where)}"
     if kind == "value_error":

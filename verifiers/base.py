@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
+MOST_LISTED = 40  # names in a message
+
 
 @runtime_checkable
 class Verifier(Protocol):
@@ -112,7 +114,8 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Iter
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that helps someone who misspelt `name`; starts with a semicolon, empty when nothing is known.
+    """A clause that helps someone who misspelt `name`; starts with a semicolon. Empty when no name is near and there are
+    none, or too many to list.
 
     >>> nearest("tool_cal", ["regex", "tool_call"])
     '; did you mean `tool_call`?'
@@ -121,7 +124,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f"; did you mean `{close[0]}`?"
-    return f"; there are: {', '.join(names)}" if names else ""
+    return f"; there are: {', '.join(names)}" if 0 < len(names) <= MOST_LISTED else ""
 
 
 def scored(reward: float, reason: str, **details: Any) -> Verdict:

@@ -79,7 +79,7 @@ def test_the_command_names_a_misspelt_key_with_the_nearest_one(letters_job, proc
     replace(letters_job, "group_size = 4", "groupsize = 4")
     message = process("run", str(letters_job))
     line = letters_job.read_text().splitlines().index("groupsize = 4") + 1
-    expected = f"{letters_job}:{line}: algorithm.groupsize: unknown key 'groupsize'; did you mean 'group_size'?"
+    expected = f"{letters_job}:{line}: algorithm.groupsize: unknown key `groupsize`; did you mean `group_size`?"
     assert message == expected
 
 

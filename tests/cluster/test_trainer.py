@@ -85,8 +85,8 @@ def test_a_verifier_is_taken_as_it_is():
         ({"group_size": 1}, r"algorithm\.group_size: input should be greater than or equal to 2, not 1"),
         ({"learning_rate": "fast"}, r"learner\.learning_rate: input should be a valid number"),
         ({"max_tokens": 48}, r"max_tokens: not an argument; a key of the job file is given as section__key"),
-        ({"rollout__max_token": 48}, r"rollout\.max_token: unknown key 'max_token'; did you mean 'max_tokens'\?"),
-        ({"rolout__max_tokens": 48}, r"rolout: unknown key 'rolout'; did you mean 'rollout'\?"),
+        ({"rollout__max_token": 48}, r"rollout\.max_token: unknown key `max_token`; did you mean `max_tokens`\?"),
+        ({"rolout__max_tokens": 48}, r"rolout: unknown key `rolout`; did you mean `rollout`\?"),
     ],
 )
 def test_a_wrong_argument_is_refused_when_the_trainer_is_made(arguments, says):

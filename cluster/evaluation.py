@@ -13,11 +13,13 @@ import numpy as np
 import structlog
 from ray.exceptions import RayError
 
+from headrace.actors.generator import group_numbers
 from headrace.cluster.pool import ElasticPool, Member, RunFailed
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
-from headrace.verifiers.records import Completion, Group, Lease, Prompt, Sampling, VerdictKind, decode
+from headrace.cluster.step_record import pass_rate
+from headrace.verifiers.records import Completion, Group, Lease, Prompt, Sampling, decode
 
 log = structlog.get_logger()
 
@@ -91,34 +93,30 @@ class Evaluator:
         return EvaluationResult(
             sampled=[group_reward(group) for group in sampled],
             greedy=[group_reward(group) for group in greedy],
-            sampled_pass_rate=pass_rate(sampled),
-            greedy_pass_rate=pass_rate(greedy),
+            sampled_pass_rate=scored_pass_rate(sampled),
+            greedy_pass_rate=scored_pass_rate(greedy),
             groups=sampled,
             seconds=time.monotonic() - start,
         )
 
 
-def scored(group: Group) -> list[Completion]:
-    return [completion for completion in group.completions if completion.counts]
-
-
 def group_reward(group: Group) -> float:
     """The mean reward of the samples whose check ran; nan when none did."""
-    rewards = [completion.verdict.reward for completion in scored(group)]
+    rewards = group_numbers(group).scored
     return float(np.mean(rewards)) if rewards else float("nan")
 
 
-def pass_rate(groups: Sequence[Group]) -> float:
+def scored_pass_rate(groups: Sequence[Group]) -> float:
     """Raises EvaluationFailed when no check ran to its end."""
-    passes = [c.verdict.kind is VerdictKind.PASS for group in groups for c in scored(group)]
-    if not passes:
+    numbers = [group_numbers(group) for group in groups]
+    if not any(each.scored for each in numbers):
         reasons = Counter(c.verdict.reason for group in groups for c in group.completions)
         reason, count = reasons.most_common(1)[0]
         first = next(c.verdict for group in groups for c in group.completions if c.verdict.reason == reason)
         raise EvaluationFailed(
             f"no check ran to its end; {count} ended with {reason}: {first.details.get('message', 'no message')}"
         )
-    return float(np.mean(passes))
+    return pass_rate(numbers)
 
 
 def evaluation_record(

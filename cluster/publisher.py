@@ -173,7 +173,7 @@ class WeightPublisher:
                 member.handle.swap.remote(self.version, self._clear_cache), self._timeout_seconds
             )
             probed = await asyncio.wait_for(member.handle.probe.remote(self._probe_sequences), self._timeout_seconds)
-            distance = attest(snapshot.probe.logprobs, probed, self._tolerance)
+            distance = attest(snapshot.probe_logprobs, probed, self._tolerance)
         except (RayError, TimeoutError, ValueError) as error:
             member.fail(f"not attested with version {self.version}: {first_line(error) or type(error).__name__}")
             return None

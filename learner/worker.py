@@ -24,7 +24,7 @@ from headrace.learner.rank import LearnerRank, StepMetrics
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers import telemetry
-from headrace.verifiers.records import Group, Probe, WeightManifest, decode
+from headrace.verifiers.records import Group, WeightManifest, decode
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """A version that is ready to be sent, and what an engine that holds it must show."""
 
     manifest: WeightManifest
-    probe: Probe
+    probe_logprobs: list[list[float]]  # of the probe sequences: [i][t] is that of token t + 1
     seconds: float
 
 
@@ -139,9 +139,9 @@ class LearnerWorker:
         else:
             for _ in tensors:  # gathering is collective
                 pass
-        probe = Probe(version, self._rank.probe(probe_sequences))
+        logprobs = self._rank.probe(probe_sequences)
         self._metrics.set(telemetry.LEARNER_VERSION, version)
-        return Snapshot(manifest, probe, time.monotonic() - start) if manifest else None
+        return Snapshot(manifest, logprobs, time.monotonic() - start) if manifest else None
 
     @ray.method(concurrency_group="transfer")
     def open_group(self, world_size: int) -> GroupAddress:

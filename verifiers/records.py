@@ -133,7 +133,6 @@ class GroupNumbers(msgspec.Struct, frozen=True):
     prompt_id: str
     generator: str
     oldest_version: int
-    newest_version: int
     prompt_tokens: int
     completion_tokens: list[int]  # [group_size]
     rewards: list[float]  # [group_size]; nan where the verdict is infra_error
@@ -168,13 +167,6 @@ class WeightManifest(msgspec.Struct, frozen=True):
     version: int
     tensors: list[WeightTensor]
     checksum: str  # see `weight_sync.transport.checksum`
-
-
-class Probe(msgspec.Struct, frozen=True):
-    """Log-probabilities of fixed sequences under the weights of `version`: `logprobs[i][t]` is that of token t + 1."""
-
-    version: int
-    logprobs: list[list[float]]
 
 
 LEARNER_PHASES = ("pack", "forward", "backward", "optimizer")

@@ -15,7 +15,7 @@ from headrace.cluster.run_records import MemberState
 from headrace.learner.rank import StepMetrics
 from headrace.learner.supervised import SupervisedExample
 from headrace.learner.worker import RankReport, StepReport, share_of_cores
-from headrace.verifiers.records import GroupNumbers, StopReason
+from tests.factories import group_numbers
 
 
 class Method:
@@ -53,7 +53,7 @@ def report(fetch: float, seconds: float) -> StepReport:
 
 
 def taken(name: str, tokens: int, rewards: tuple[float, float] = (0.0, 1.0)) -> TakenGroup:
-    numbers = GroupNumbers(name, "g", 0, 0, 10, [tokens, tokens], list(rewards), 0, [StopReason.STOP] * 2, 0.0, 0.0)
+    numbers = group_numbers(name, rewards, prompt_tokens=10, completion_tokens=[tokens, tokens])
     return TakenGroup(numbers, f"payload of {name}")
 
 

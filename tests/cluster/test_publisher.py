@@ -12,7 +12,7 @@ from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.cluster.pool import AttestationFailed, Member
 from headrace.cluster.publisher import WeightPublisher
 from headrace.learner.worker import Snapshot
-from headrace.verifiers.records import Probe, WeightManifest
+from headrace.verifiers.records import WeightManifest
 
 CHECKSUM = "c" * 64
 PROBE = [[-1.0, -2.0], [-0.5, -0.1]]
@@ -110,7 +110,7 @@ async def publisher_at(version: int, sender: FakeSender, workers_per_member: int
 
 async def hold(publisher: WeightPublisher, version: int) -> None:
     async def make() -> Snapshot:
-        return Snapshot(WeightManifest(version, [], CHECKSUM), Probe(version, PROBE), 0.0)
+        return Snapshot(WeightManifest(version, [], CHECKSUM), PROBE, 0.0)
 
     await publisher.hold(make)
 

@@ -15,11 +15,11 @@ import typer
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from headrace.cluster.display import render_status
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)

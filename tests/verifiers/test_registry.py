@@ -117,7 +117,7 @@ def test_a_verifier_of_ones_own_needs_nothing_but_verify():
     verifier.close()
 
 
-@pytest.mark.parametrize("module", ["base", "regex", "function", "tool_call"])
+@pytest.mark.parametrize("module", ["base", "regex", "function", "tool_call", "call_reward"])
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"headrace.verifiers.{module}"))
     assert result.attempted > 0

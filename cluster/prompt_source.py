@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import msgspec
@@ -18,6 +18,9 @@ import pyarrow.parquet
 
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Prompt
+
+if TYPE_CHECKING:  # the queue's process holds a PromptSource and no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 
 def read_rows(path: Path, key: str) -> list[dict[str, Any]]:

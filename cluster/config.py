@@ -6,6 +6,7 @@ command-line values and turns what is wrong into one line with the key's place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FilePath = Annotated[Path, Field(strict=False)]  # a string in TOML
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+
+CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 ENGINE_KEYS = {
     "model": "give model.base instead",
@@ -176,11 +179,15 @@ class RolloutSection(Section):
                 ["tensor_parallel_size", "gpus"],
                 f"tensor_parallel_size is {workers}, so a generator needs {workers} GPU(s), and gpus is {self.gpus:g}",
             )
-        lists = self.threads.count("|") + 1
-        if self.gpus == 0 and self.threads not in ("all", "nobind", "auto") and lists != workers:
+        if self.threads in ("all", "nobind"):
+            return self
+        lists = self.threads.split("|")
+        if not all(CORES.fullmatch(cores) for cores in lists):
+            raise Mismatch(["threads"], f"give `all`, `nobind`, or cores such as `0-3,8`, not {self.threads!r}")
+        if self.gpus == 0 and len(lists) != workers:
             raise Mismatch(
                 ["threads", "tensor_parallel_size"],
-                f"threads has {lists} list(s) of cores for the {workers} worker(s) of tensor_parallel_size; "
+                f"threads has {len(lists)} list(s) of cores for the {workers} worker(s) of tensor_parallel_size; "
                 "write one a worker, as `0-3|4-7`",
             )
         return self

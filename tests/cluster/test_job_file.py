@@ -192,6 +192,11 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
             "rollout.threads: threads has 1 list(s) of cores for the 2 worker(s)",
         ),
         (
+            changed("max_tokens = 8", 'threads = "0-"'),
+            'threads = "0-"',
+            "rollout.threads: give `all`, `nobind`, or cores such",
+        ),
+        (
             changed("engine = { max_num_seqs = 8 }", "[rollout.engine]\ndtype = 'half'"),
             "dtype = 'half'",
             "rollout.engine.dtype: not an engine argument that a job can give: give rollout.dtype instead",
@@ -256,6 +261,7 @@ def test_what_is_wrong_in_the_file_is_named_with_its_line(write, text, line, say
         'tensor_parallel_size = 2\nthreads = "0-3|4-7"',
         "tensor_parallel_size = 2",
         "min_tokens = 8",
+        'threads = "0,2-3,8"',
     ],
 )
 def test_an_engine_that_can_be_built_is_accepted(write, lines):

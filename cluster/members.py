@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any, cast
 
 import msgspec
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a hub
 WORKER_START_SECONDS = 120.0
 CALL_SECONDS = 60.0  # for a control call to answer
+RATE_SECONDS = 30.0  # tokens count when a request ends, so that a rate over a moment says nothing
 HUNG_CHECK = 2.0  # a check that has taken so many times its timeout is taken to be hung
 
 
@@ -42,6 +44,21 @@ class Requirements(msgspec.Struct, frozen=True):
             "memory": int(rest.pop("memory", 0)) or None,
         }
         return {**{name: value for name, value in known.items() if value is not None}, "resources": rest}
+
+
+class RateWindow:
+    """What a counter gained a second, over at least the last `seconds` as soon as it has been watched for so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, count: float) -> float:
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self._seconds:
+            self._seen.popleft()
+        since, first = self._seen[0]
+        return (count - first) / (now - since) if now > since else 0.0
 
 
 class GeneratorKind:
@@ -63,7 +80,7 @@ class GeneratorKind:
         self.publisher: WeightPublisher | None = None  # there is none before the learner is up
         self.workers: ElasticPool | None = None
         self.inflight: dict[str, int] = {}  # leases that a member may hold, by name
-        self._last: dict[str, tuple[float, GeneratorStatus]] = {}
+        self._tokens: dict[str, RateWindow] = {}
 
     def launch(self, name: str) -> Any:
         serial = int(name.rsplit("-", 1)[1])
@@ -91,12 +108,10 @@ class GeneratorKind:
 
     async def check(self, member: Member) -> None:
         status: GeneratorStatus = await member.handle.status.remote()
-        now = time.monotonic()
-        before, member.inflight, member.done = self._last.get(member.name), status.inflight, status.groups
-        if before is not None and now > before[0]:
-            member.tokens_per_second = (status.tokens - before[1].tokens) / (now - before[0])
-        member.busy_seconds = status.busy_seconds
-        self._last[member.name] = (now, status)
+        member.inflight, member.done, member.busy_seconds = status.inflight, status.groups, status.busy_seconds
+        member.tokens_per_second = self._tokens.setdefault(member.name, RateWindow(RATE_SECONDS)).add(
+            time.monotonic(), status.tokens
+        )
 
     async def drained(self, member: Member) -> bool:
         await self.check(member)
@@ -104,6 +119,7 @@ class GeneratorKind:
 
     async def clean(self, member: Member) -> None:
         """An engine's processes are ended before they give back all of their shared memory."""
+        self._tokens.pop(member.name, None)
         report = member.report
         if report is None or not report.shared_memory:
             return

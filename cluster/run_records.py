@@ -152,7 +152,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     since: float  # Unix time of the last change of state
     inflight: int  # groups (rollout) or samples (verification) it holds
     done: int  # groups or samples it has finished
-    tokens_per_second: float  # generated, over the last moments; 0 outside the rollout pool
+    tokens_per_second: float  # generated, over the last half minute; 0 outside the rollout pool
     restarts: int  # how many members of this place died before it
     metrics_url: str | None
     note: str  # why it is where it is, when that is worth reading

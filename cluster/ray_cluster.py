@@ -10,16 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import msgspec
+import psutil
 import ray
+import structlog
 from ray.exceptions import AuthenticationError
 
+from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
 from headrace.cluster.placement import bundles, check_fits, custom_resources, ray_nodes
 from headrace.cluster.pool import first_line
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK
 
+log = structlog.get_logger()
+
 CONNECT_SECONDS = 5.0
+END_SECONDS = 10.0  # for the processes of a cluster of our own to end by themselves
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
 
 
@@ -53,7 +59,7 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
             check_fits(bundles(job, custom), nodes)
             yield ClusterInfo(is_local=address is None, custom=custom)
         finally:
-            ray.shutdown()
+            leave(scratch)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -83,6 +89,29 @@ def start_ray(job: JobConfig, address: str | None, scratch: str | None) -> None:
             f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {first_line(error)}; one that asks for a token wants "
             "RAY_AUTH_MODE=token and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
+
+
+def leave(scratch: str | None) -> None:
+    """Leave the cluster. Of one of our own (its files are in `scratch`) nothing stays: no process, and no shared memory of
+    one that was killed in the middle of something, as a second Ctrl-C does."""
+    roots = [] if scratch is None else [each for each in psutil.Process().children() if started_in(each, scratch)]
+    family = [member for root in roots for member in (root, *root.children(recursive=True))]
+    segments = {name for root in roots for name in segments_of(root.pid)}
+    ray.shutdown()
+    _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
+    for process in alive:
+        log.warning("process_killed", pid=process.pid, waited_seconds=END_SECONDS)
+        process.kill()
+    psutil.wait_procs(alive, timeout=END_SECONDS)
+    release(segments)
+
+
+def started_in(process: psutil.Process, scratch: str) -> bool:
+    """Whether it is one of Ray's own, which name their folder in their arguments."""
+    try:
+        return any(scratch in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def check_answers(address: str) -> None:

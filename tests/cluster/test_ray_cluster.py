@@ -1,12 +1,18 @@
 """Joining or starting a cluster, with a Ray that refuses: what the user is told, and what stays behind."""
 
+import subprocess
+import sys
 import tempfile
+import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
+from headrace.actors.shared_memory import SHARED_MEMORY
+from headrace.cluster import ray_cluster as module
 from headrace.cluster.job_file import load_job
 from headrace.cluster.ray_cluster import ray_cluster
 from headrace.verifiers.errors import UserError
@@ -51,6 +57,31 @@ def test_a_cluster_of_our_own_leaves_no_folder(letters_job, fake):
         assert fake.scratch.exists()
     assert not fake.scratch.exists()
     assert fake.shutdowns == 1
+
+
+HOLDER = """
+import mmap, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open(sys.argv[1], "w+b") as segment:
+    segment.truncate(mmap.PAGESIZE)
+    held = mmap.mmap(segment.fileno(), mmap.PAGESIZE)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_outlives_ray_is_ended_with_its_shared_memory(letters_job, fake, monkeypatch):
+    monkeypatch.setattr(module, "END_SECONDS", 0.05)
+    segment = SHARED_MEMORY / f"headrace-test-{uuid.uuid4().hex}"
+    with ray_cluster(load_job(letters_job)):
+        command = [sys.executable, "-c", HOLDER, str(segment), str(fake.scratch)]
+        stubborn = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        assert stubborn.stdout.readline() == b"ready\n"
+    assert not segment.exists()
+    assert not psutil.pid_exists(stubborn.pid)
+    assert other.poll() is None, "a process of the user's own is not ours to end"
+    other.communicate(b"\n")
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("no room for the object store"), KeyError("a bug of Ray's")])

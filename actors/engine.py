@@ -28,7 +28,6 @@ class EngineSettings(msgspec.Struct, frozen=True):
     kv_cache_bytes: int = 2**30  # CPU only
     on_gpu: bool = False
     local_host: str = "127.0.0.1"
-    weight_sync_backend: str = "headrace"
     options: dict[str, Any] = {}  # vLLM's engine arguments by their own names
 
 

@@ -7,6 +7,7 @@ This module imports vLLM and is itself imported late, by name, once the environm
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import itertools
 import time
@@ -40,6 +41,8 @@ class VllmEngine:
 
     async def start(self, settings: EngineSettings) -> None:
         self._settings = settings
+        if not settings.on_gpu:
+            check_libnuma()
         arguments = engine_arguments(settings)
         self._slots = arguments.max_num_seqs or 32
         self._free_slots = asyncio.Semaphore(self._slots)
@@ -157,6 +160,16 @@ class VllmEngine:
         self._engine.shutdown()
 
 
+def check_libnuma() -> None:
+    """vLLM's CPU build imports without the library, and fails much later over names that it then lacks. Raises UserError."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise UserError(
+            f"the CPU engine needs the system's libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1): {error}"
+        ) from error
+
+
 def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
     """vLLM's arguments: our defaults, then the user's own by name.
 
@@ -179,7 +192,7 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
         "kv_cache_memory_bytes": None if settings.on_gpu else settings.kv_cache_bytes,
         "disable_log_stats": False,
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": WeightTransferConfig(backend=settings.weight_sync_backend),
+        "weight_transfer_config": WeightTransferConfig(backend=vllm_backend.BACKEND),
         "worker_extension_cls": f"{vllm_backend.__name__}.{vllm_backend.WorkerExtension.__name__}",
         **settings.options,
     }

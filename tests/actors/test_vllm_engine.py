@@ -19,6 +19,7 @@ from headrace.actors.weight_sync.transport import free_port
 from headrace.cluster.base_model import demo_model_folder
 from headrace.learner.rank import LearnerRank
 from headrace.learner.settings import LearnerSettings
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sampling, StopReason
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -178,3 +179,17 @@ async def test_a_broken_transfer_leaves_the_engine_with_its_weights_and_able_to_
     assert [span.version for span in output.spans] == [6]
     await setup.update(8)
     attest(setup.expected(), await setup.engine.probe(setup.sequences), TOLERANCE)
+
+
+async def test_an_engine_that_cannot_be_started_says_why_to_the_user(setup, monkeypatch):
+    from headrace.actors import vllm_engine
+
+    with pytest.raises(UserError, match="no engine argument 'max_num_seq'; did you mean 'max_num_seqs'"):
+        vllm_engine.engine_arguments(EngineSettings("m", 64, "float32", 0, options={"max_num_seq": 2}))
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(vllm_engine.ctypes, "CDLL", missing)
+    with pytest.raises(UserError, match="apt-get install libnuma1"):
+        await vllm_engine.VllmEngine().start(EngineSettings("m", 64, "float32", 0))

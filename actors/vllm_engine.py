@@ -13,6 +13,7 @@ import itertools
 import time
 
 import msgspec
+import pydantic
 from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -48,7 +49,10 @@ class VllmEngine:
         self._free_slots = asyncio.Semaphore(self._slots)
         # Building the engine blocks for tens of seconds; the actor's loop goes on answering.
         loop = asyncio.get_running_loop()
-        config = await loop.run_in_executor(None, arguments.create_engine_config)
+        try:
+            config = await loop.run_in_executor(None, arguments.create_engine_config)
+        except ValueError as error:
+            raise UserError(f"vLLM refuses the engine's arguments: {reason_of(error)}") from error
         self._engine = AsyncLLM.from_vllm_config(config)
 
     @property
@@ -168,6 +172,12 @@ def check_libnuma() -> None:
         raise UserError(
             f"the CPU engine needs the system's libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1): {error}"
         ) from error
+
+
+def reason_of(error: ValueError) -> str:
+    """The sentence that says what is wrong, in one line: pydantic puts it between a title and an address."""
+    text = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
+    return " ".join(text.split())
 
 
 def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:

@@ -10,6 +10,8 @@ no number beyond a double's or a 64-bit integer's range, at most 32 levels.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +21,8 @@ CallForm = Literal["hermes", "json", "any"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16
 MAX_DEPTH = 32
+MAX_LOOKS = 64  # braces in the text round calls that are tried as the start of another one
+_CALL_START = re.compile(r'\{\s*"(?:name|arguments)"')
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ def _parse_hermes(text: str) -> ParsedCalls:
     position = 0
     while (start := text.find(OPEN, position)) >= 0:
         around.append(text[position:start])
+        _refuse_bare_calls(around[-1])
         value, end = _decode(text, _skip_space(text, start + len(OPEN)))
         end = _skip_space(text, end)
         if not text.startswith(CLOSE, end):
@@ -74,7 +79,14 @@ def _parse_hermes(text: str) -> ParsedCalls:
     if not calls:
         raise CallFault("no_call", f"no {OPEN}")
     around.append(text[position:])
+    _refuse_bare_calls(around[-1])
     return ParsedCalls(calls, _joined(around))
+
+
+def _refuse_bare_calls(text: str) -> None:
+    """Raises CallFault: a call outside the tags is a call too."""
+    if any(_further_calls(text, 0)):
+        raise CallFault("malformed_call", f"a call outside {OPEN}")
 
 
 def _parse_json(text: str) -> ParsedCalls:
@@ -90,19 +102,35 @@ def _parse_json(text: str) -> ParsedCalls:
         _add(calls, item)
     if not calls:
         raise CallFault("no_call", "an empty list")
-    # Further objects are further calls: a text that lists several must not pass for its first.
-    while (start := text.find("{", end)) >= 0:
-        try:
-            value, next_end = _decode(text, start)
-            _add(calls, value)
-        except CallFault as fault:
-            if fault.reason == "extra_call":
-                raise
-            break
+    # Further calls count as well: a text that lists several must not pass for its first.
+    for value, start, next_end in _further_calls(text, end):
+        _add(calls, value)
         around.append(text[end:start])
         end = next_end
     around.append(text[end:])
     return ParsedCalls(calls, _joined(around))
+
+
+def _further_calls(text: str, position: int) -> Iterator[tuple[Any, int, int]]:
+    """The objects from `position` on that mean to be a call, each with its start and end; other braces are text.
+
+    Raises CallFault where one that begins like a call is broken, or where there are too many braces to look at them all.
+    """
+    looks = 0
+    while (start := text.find("{", position)) >= 0:
+        looks += 1
+        if looks > MAX_LOOKS:
+            raise CallFault("malformed_call", f"more than {MAX_LOOKS} braces in the text round the call")
+        try:
+            value, end = _decode(text, start)
+        except CallFault:
+            if _CALL_START.match(text, start):
+                raise
+            position = start + 1
+            continue
+        if isinstance(value, dict) and not value.keys().isdisjoint(("name", "arguments")):
+            yield value, start, end
+        position = end
 
 
 def _joined(parts: list[str]) -> str:

@@ -168,6 +168,25 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
     assert verifier.verify(Sample(completion, {"answer": [GOLD]})).reason == "extra_call"
 
 
+@pytest.mark.parametrize(
+    ("reason", "completion"),
+    [
+        ("not_an_object", RIGHT + ' {"name": "cancel", "arguments": "all"}'),
+        ("malformed_call", RIGHT + ' {"name": "cancel", "arguments": {"id": "7"}, "x": 1}'),
+        ("malformed_call", RIGHT + ' or {"name": "cancel", "argum'),
+        ("malformed_call", tagged(RIGHT) + " " + call("cancel", id="7")),
+        ("malformed_call", call("cancel", id="7") + " " + tagged(RIGHT)),
+        ("malformed_call", RIGHT + "{" * 1000),
+        ("extra_call", RIGHT + " {see above} " + call("cancel", id="7")),
+        ("extra_call", f"[{RIGHT}] {RIGHT}"),
+        ("match", RIGHT + ' {see above}, as {"a": 1}'),
+    ],
+)
+def test_no_second_call_hides_in_allowed_text(tools_file, reason, completion):
+    verifier = ToolCallVerifier(tools_file, sandbox=False, allow_text=True)
+    assert verifier.verify(Sample(completion, {"answer": [GOLD]})).reason == reason
+
+
 @pytest.mark.parametrize(("form", "completion"), [("hermes", RIGHT), ("json", tagged(RIGHT))])
 def test_one_form_does_not_accept_the_other(tools_file, form, completion):
     verifier = ToolCallVerifier(tools_file, sandbox=False, form=form)

@@ -70,6 +70,11 @@ def ray_nodes(described: list[dict[str, Any]]) -> list[Node]:
     return [Node(node["NodeManagerAddress"], node["Resources"]) for node in described if node["Alive"]]
 
 
+def free_nodes(described: list[dict[str, Any]], available: dict[str, dict[str, float]]) -> list[Node]:
+    """The same with what is left of them; `available` is by node id."""
+    return [Node(node["NodeManagerAddress"], available.get(node["NodeID"], {})) for node in described if node["Alive"]]
+
+
 def custom_resources(nodes: list[Node]) -> frozenset[str]:
     return frozenset(name for node in nodes for name in node.resources if name.startswith("headrace_"))
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -13,11 +14,12 @@ import msgspec
 import psutil
 import ray
 import structlog
+from ray._private.state import available_resources_per_node  # DeveloperAPI, and nowhere else by node
 from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
-from headrace.cluster.placement import bundles, check_fits, custom_resources, ray_nodes
+from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
 from headrace.cluster.pool import first_line
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK
@@ -25,6 +27,8 @@ from headrace.verifiers.telemetry import LOOPBACK
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 5.0
+FREE_SECONDS = 10.0
+POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # for the processes of a cluster of our own to end by themselves
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
 
@@ -56,10 +60,28 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
             start_ray(job, address, scratch)
             nodes = ray_nodes(ray.nodes())
             custom = custom_resources(nodes)
-            check_fits(bundles(job, custom), nodes)
+            wanted = bundles(job, custom)
+            check_fits(wanted, nodes)
+            if address:
+                check_free(wanted)
             yield ClusterInfo(is_local=address is None, custom=custom)
         finally:
             leave(scratch)
+
+
+def check_free(wanted: list[Bundle]) -> None:
+    """What other jobs hold is not waited for: members would stay pending. Raises UserError.
+
+    What an ended job has held comes back within seconds, and for so long it is waited.
+    """
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        try:
+            return check_fits(wanted, free_nodes(ray.nodes(), available_resources_per_node()))
+        except UserError as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"{error}. The cluster is large enough, but other jobs hold the rest of it") from error
+        time.sleep(POLL_SECONDS)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

@@ -17,7 +17,7 @@ from headrace.cluster.job_file import load_job
 from headrace.cluster.ray_cluster import ray_cluster
 from headrace.verifiers.errors import UserError
 
-NODE = {"NodeManagerAddress": "127.0.0.1", "Alive": True, "Resources": {"CPU": 8.0}}
+NODE = {"NodeManagerAddress": "127.0.0.1", "NodeID": "n", "Alive": True, "Resources": {"CPU": 8.0}}
 
 
 class FakeRay:
@@ -124,3 +124,28 @@ def test_a_cluster_that_the_process_is_in_already_is_left_alone(letters_job, fak
     with pytest.raises(UserError, match="has called ray"), ray_cluster(load_job(letters_job)):
         pass
     assert fake.shutdowns == 0
+
+
+def test_a_cluster_that_other_jobs_fill_is_not_waited_for(letters_job, fake, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head")
+    monkeypatch.setattr(module, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    free = {"n": {"CPU": 8.0}}
+    monkeypatch.setattr(module, "available_resources_per_node", lambda: free)
+    with ray_cluster(load_job(letters_job)):
+        pass
+    free["n"] = {"CPU": 0.5}
+    with (
+        pytest.raises(UserError, match=r"no place for .*Left once .*0\.5 CPU.*other jobs hold the rest"),
+        ray_cluster(load_job(letters_job)),
+    ):
+        pass
+
+
+def test_what_an_ended_job_has_held_comes_back(letters_job, fake, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head")
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    answers = iter([{}, {"n": {"CPU": 0.0}}, {"n": {"CPU": 8.0}}])
+    monkeypatch.setattr(module, "available_resources_per_node", lambda: next(answers))
+    with ray_cluster(load_job(letters_job)) as cluster:
+        assert not cluster.is_local

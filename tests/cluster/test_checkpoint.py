@@ -46,6 +46,16 @@ def test_a_crash_between_the_state_and_the_marker_leaves_the_checkpoint_before(s
     assert store.newest().state.step == 1
 
 
+def test_the_marker_is_not_there_before_the_state_is(store, tmp_path):
+    write(store, 1)
+    store.begin(2)
+    (tmp_path / "step-000002" / "state.json").mkdir()  # so that it cannot be written
+    with pytest.raises(OSError, match=r"state\.json"):
+        store.complete(state(2))
+    assert not (tmp_path / "step-000002" / MARKER).exists()
+    assert store.newest().state.step == 1
+
+
 def test_only_so_many_are_kept_and_unfinished_ones_are_not_counted_among_them(store, tmp_path):
     for step in (1, 2, 3):
         write(store, step)

@@ -117,6 +117,18 @@ def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later()
     assert queue.take() is not None
 
 
+def test_take_prefers_the_group_of_the_oldest_weights_to_the_one_that_came_back_first():
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=1, groups_per_step=1))
+    quick, slow = all_leases(queue)
+    queue.submit(quick.id, numbers(quick), "quick")
+    queue.take()
+    queue.commit(1)
+    newer = queue.lease("h", 1, now=0.0)
+    queue.submit(newer.id, numbers(newer, version=1), "newer")
+    queue.submit(slow.id, numbers(slow), "slow")
+    assert [ready.payload for ready in queue.take()] == ["slow"], "one step later it would be too stale"
+
+
 class Simulation:
     """Random generators, deaths and filters over a queue; records what was trained, and how stale."""
 
@@ -181,15 +193,16 @@ def test_every_prompt_is_in_one_place_and_staleness_stays_in_its_bound(data, max
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data):
-    queue = RolloutQueue(SOURCE, queue_plan())
+@given(st.data(), st.booleans())
+def test_a_queue_resumed_from_its_ledger_loses_and_doubles_nothing(data, drop_uniform):
+    plan = queue_plan(drop_uniform=drop_uniform)
+    queue = RolloutQueue(SOURCE, plan)
     before = Simulation(queue, data.draw)
     for _ in range(data.draw(st.integers(5, 40))):
         before.act()
     ledger = queue.ledger()
     settled_before = before.trained + before.filtered + before.dropped
-    resumed = RolloutQueue(SOURCE, queue_plan(), ledger)
+    resumed = RolloutQueue(SOURCE, plan, ledger)
     after = Simulation(resumed, data.draw)
     for _ in range(40):
         after.act()

@@ -55,6 +55,13 @@ def test_ratio_to_a_proximal_policy_is_clipped_on_the_side_that_the_advantage_pu
     assert sums.clipped == 2
 
 
+@pytest.mark.parametrize(("new", "advantage", "clipped_ratio"), [(0.3, 1.0, 1.4), (0.1, -1.0, 0.9)])
+def test_clip_low_bounds_the_ratio_from_below_and_clip_high_from_above(new, advantage, clipped_ratio):
+    record = inputs([log(new)], [log(0.2)], [advantage], proximal_logprobs=[log(0.2)])
+    loss, _ = grpo_loss(record, LossOptions(clip_low=0.1, clip_high=0.4))
+    assert loss.item() == pytest.approx(-clipped_ratio * advantage)
+
+
 def test_kl_term_pulls_towards_the_reference():
     record = inputs([log(0.5)], [log(0.5)], [0.0], reference_logprobs=[log(0.25)])
     loss, sums = grpo_loss(record, LossOptions(kl_coef=0.1))

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from headrace.cluster.formats import clock_time, duration, interval
+from headrace.cluster.formats import checks_ran, clock_time, duration, interval
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import EvaluationRecord, MemberState, RunStatus, StepRecord, Summary
 from headrace.cluster.status_panel import render_status
@@ -156,9 +156,12 @@ def step_line(record: StepRecord, steps: int) -> str:
 
 
 def evaluation_line(record: EvaluationRecord) -> str:
+    missing = ""
+    if record.scored_samples < record.checks:
+        missing = f"; {checks_ran(record.scored_samples, record.checks, record.not_scored)}"
     return (
         f"evaluation {record.label}: sampled {interval(record.sampled)}, greedy {interval(record.greedy)}, "
-        f"{record.prompts} prompts, {record.samples} samples, {duration(record.seconds)}"
+        f"{record.prompts} prompts, {record.samples} samples, {duration(record.seconds)}{missing}"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,6 +13,8 @@ import structlog
 from ray.exceptions import RayError
 
 from headrace.actors.generator import group_numbers
+from headrace.actors.verification import failed_checks, most_common_failure
+from headrace.cluster.formats import checks_ran
 from headrace.cluster.pool import ElasticPool, Member, RunFailed
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
@@ -37,10 +38,13 @@ class EvaluationResult(msgspec.Struct, frozen=True):
     greedy_pass_rate: float
     groups: list[Group]  # sampled groups, in the order of the prompts
     seconds: float
+    checks: int = 0  # of all samples, sampled and greedy
+    scored_samples: int = 0  # those whose check ran
+    not_scored: str = ""  # the most common reason of the others, with its message
 
 
 class EvaluationFailed(RunFailed):
-    """No check ran to its end."""
+    """The rewards say nothing: most checks did not run to their end."""
 
 
 class Evaluator:
@@ -61,7 +65,7 @@ class Evaluator:
 
         Raises:
             PoolFailed, TimeoutError: there is no serving member any more.
-            EvaluationFailed: no check ran to its end.
+            EvaluationFailed: more than half of the checks did not run to their end.
         """
         start = time.monotonic()
         ids = itertools.count(1)
@@ -90,13 +94,19 @@ class Evaluator:
             results[lease.id] for lease in jobs if lease.group_size == self.samples and lease.sampling.temperature
         ]
         greedy = [results[lease.id] for lease in jobs if not lease.sampling.temperature]
+        for groups in (sampled, greedy):
+            refuse_unscored(groups)
+        checks, scored, not_scored = count_checks([*sampled, *greedy])
         return EvaluationResult(
             sampled=[group_reward(group) for group in sampled],
             greedy=[group_reward(group) for group in greedy],
-            sampled_pass_rate=scored_pass_rate(sampled),
-            greedy_pass_rate=scored_pass_rate(greedy),
+            sampled_pass_rate=pass_rate([group_numbers(group) for group in sampled]),
+            greedy_pass_rate=pass_rate([group_numbers(group) for group in greedy]),
             groups=sampled,
             seconds=time.monotonic() - start,
+            checks=checks,
+            scored_samples=scored,
+            not_scored=not_scored,
         )
 
 
@@ -106,17 +116,18 @@ def group_reward(group: Group) -> float:
     return float(np.mean(rewards)) if rewards else float("nan")
 
 
-def scored_pass_rate(groups: Sequence[Group]) -> float:
-    """Raises EvaluationFailed when no check ran to its end."""
-    numbers = [group_numbers(group) for group in groups]
-    if not any(each.scored for each in numbers):
-        reasons = Counter(c.verdict.reason for group in groups for c in group.completions)
-        reason, count = reasons.most_common(1)[0]
-        first = next(c.verdict for group in groups for c in group.completions if c.verdict.reason == reason)
-        raise EvaluationFailed(
-            f"no check ran to its end; {count} ended with {reason}: {first.details.get('message', 'no message')}"
-        )
-    return pass_rate(numbers)
+def count_checks(groups: Sequence[Group]) -> tuple[int, int, str]:
+    """How many samples there are, how many of them were scored, and why most of the others were not."""
+    completions = [completion for group in groups for completion in group.completions]
+    failures = failed_checks(completions)
+    return len(completions), len(completions) - len(failures), most_common_failure(failures)
+
+
+def refuse_unscored(groups: Sequence[Group]) -> None:
+    """Raises EvaluationFailed when more than half of the checks did not run: a mean over the rest is of chosen samples."""
+    checks, scored, not_scored = count_checks(groups)
+    if 2 * scored < checks:
+        raise EvaluationFailed(checks_ran(scored, checks, not_scored))
 
 
 def evaluation_record(
@@ -135,6 +146,9 @@ def evaluation_record(
         prompts=len(result.sampled),
         samples=samples * len(result.sampled),
         seconds=result.seconds,
+        checks=result.checks,
+        scored_samples=result.scored_samples,
+        not_scored=result.not_scored,
     )
 
 

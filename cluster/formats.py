@@ -14,6 +14,14 @@ def interval(value: Interval, signed: bool = False) -> str:
     return f"{value.reward:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
 
 
+def checks_ran(scored: int, checks: int, failure: str) -> str:
+    """
+    >>> checks_ran(9, 20, "ValueError: no answer")
+    '9 of 20 checks ran; ValueError: no answer'
+    """
+    return f"{scored} of {checks} checks ran; {failure}"
+
+
 def duration(value: float) -> str:
     """
     >>> duration(42.4), duration(90), duration(7300)

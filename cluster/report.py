@@ -109,7 +109,7 @@ def render_report(
         name=name,
         finished=summary is not None,
         last_record="" if last is None else f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M} UTC",
-        headlines=_headlines(steps, summary),
+        headlines=_headlines(steps, summary) + _incomplete(evaluations),
         evaluations=evaluations,
         charts=_charts(steps, evaluations, staleness_bound),
         comparisons=compare(samples),
@@ -170,6 +170,19 @@ def _headlines(steps: Sequence[StepRecord], summary: Summary | None) -> list[Hea
             Headline("peak memory", f"{summary.peak_memory_bytes / 2**30:.1f} GiB", "PSS of all processes"),
         ]
     return lines
+
+
+def _incomplete(evaluations: Sequence[EvaluationRecord]) -> list[Headline]:
+    """The evaluations whose rewards are not over all of their samples."""
+    return [
+        Headline(
+            f"evaluation {record.label}",
+            f"{record.scored_samples} of {record.checks}",
+            f"checks ran; {record.not_scored}",
+        )
+        for record in evaluations
+        if record.scored_samples < record.checks
+    ]
 
 
 def _charts(steps: Sequence[StepRecord], evaluations: Sequence[EvaluationRecord], bound: int | None) -> list[Chart]:

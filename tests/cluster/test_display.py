@@ -222,3 +222,9 @@ def test_a_run_that_was_ended_early_says_where_it_stands(plain: Display, output:
 def test_an_evaluation_is_a_line_with_its_intervals(plain: Display, output: io.StringIO) -> None:
     plain.evaluation(evaluation_record("warm", reward=0.24))
     assert "evaluation warm: sampled 0.240 [0.190, 0.290], greedy 0.600 [0.550, 0.650]" in output.getvalue()
+    assert "checks" not in output.getvalue()
+
+
+def test_an_evaluation_with_checks_that_did_not_run_says_so(plain: Display, output: io.StringIO) -> None:
+    plain.evaluation(evaluation_record(checks=20, scored_samples=9, not_scored="KeyError: 'answer'"))
+    assert output.getvalue().endswith("; 9 of 20 checks ran; KeyError: 'answer'\n")

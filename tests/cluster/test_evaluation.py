@@ -1,8 +1,110 @@
 """What an evaluation makes of its groups, and what it does when a generator or a check fails."""
 
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from headrace.cluster.evaluation import EvaluationResult, gain
+from headrace.actors.generator import group_numbers
+from headrace.actors.verification import infra_error
+from headrace.cluster.evaluation import EvaluationFailed, EvaluationResult, Evaluator, evaluation_record, gain
+from headrace.verifiers.base import not_run, scored
+from headrace.verifiers.records import Completion, Group, Lease, Sampling, StopReason, Verdict, WeightSpan, encode
+from tests.factories import EndlessPrompts
+
+SECONDS = 5.0  # nothing here takes a tenth of it
+SAMPLES = 2
+NOT_IN_RANGE = not_run("bad_reward", message="returned -1.0 (float), not a number in [0, 1]")
+GOOD = scored(1.0, "scored")
+
+
+class TenPrompts(EndlessPrompts):
+    def __len__(self) -> int:
+        return 10
+
+
+class Generator:
+    """A member and its handle; scores the samples of each lease by `score(lease, index)`."""
+
+    def __init__(self, name: str, score: Callable[[Lease, int], Verdict]) -> None:
+        self.name = name
+        self.score = score
+        self.handle = SimpleNamespace(generate=SimpleNamespace(remote=self._generate))
+        self.faults: dict[str, Exception] = {}  # by prompt id
+        self.asked: list[str] = []
+        self.failed: list[str] = []
+
+    def fail(self, reason: str) -> None:
+        self.failed.append(reason)
+
+    async def _generate(self, lease: Lease) -> tuple[bytes, bytes]:
+        self.asked.append(lease.prompt.id)
+        await asyncio.sleep(0)
+        if fault := self.faults.get(lease.prompt.id):
+            raise fault
+        completions = [
+            Completion("x", [1], [-0.1], [WeightSpan(0, 0, 1)], StopReason.STOP, self.score(lease, index), 0.1, 0.1)
+            for index in range(lease.group_size)
+        ]
+        group = Group(lease.prompt, completions, self.name, lease.sampling)
+        return encode(group_numbers(group)), encode(group)
+
+
+class Serving:
+    """A rollout pool whose members that are not failed serve."""
+
+    def __init__(self, *members: Generator) -> None:
+        self.members = members
+
+    @property
+    def serving(self) -> list[Generator]:
+        return [member for member in self.members if not member.failed]
+
+    async def wait_serving(self, count: int, deadline_seconds: float) -> None:
+        if len(self.serving) < count:
+            raise TimeoutError("no member serves")
+
+
+async def evaluate(*members: Generator) -> EvaluationResult:
+    evaluator = Evaluator(TenPrompts(), None, SAMPLES, Sampling(max_tokens=4))  # type: ignore[arg-type]
+    async with asyncio.timeout(SECONDS):
+        return await evaluator.run(Serving(*members), lambda done, total: None)  # type: ignore[arg-type]
+
+
+def record_of(result: EvaluationResult) -> Any:
+    return evaluation_record("before", 0, 0.0, result, SAMPLES, seed=0)
+
+
+async def test_an_evaluation_in_which_all_checks_ran_has_scored_them_all():
+    record = record_of(await evaluate(Generator("g", lambda lease, index: GOOD)))
+    assert (record.checks, record.scored_samples, record.not_scored) == (30, 30, "")
+    assert (record.samples, record.sampled.reward, record.greedy_pass_rate) == (20, 1.0, 1.0)
+
+
+async def test_checks_that_did_not_run_are_counted_and_told_and_the_rest_is_averaged():
+    def score(lease: Lease, index: int) -> Verdict:
+        if lease.prompt.ordinal < 4:
+            return NOT_IN_RANGE if lease.prompt.ordinal else not_run("exception", type="KeyError", message="'answer'")
+        return scored(0.5 * index, "scored")
+
+    record = record_of(await evaluate(Generator("g", score)))
+    assert (record.checks, record.scored_samples) == (30, 18)
+    assert record.not_scored == "bad_reward: returned -1.0 (float), not a number in [0, 1]"
+    assert record.sampled.reward == pytest.approx(0.25)
+    assert record.sampled_pass_rate == 0.0
+
+
+@pytest.mark.parametrize("greedy_only", [False, True])
+async def test_more_than_half_of_the_checks_that_did_not_run_end_the_run_with_the_reason(greedy_only):
+    def score(lease: Lease, index: int) -> Verdict:
+        greedy = lease.sampling.temperature == 0
+        return infra_error("no_worker", "none serves") if lease.prompt.ordinal < 6 and greedy >= greedy_only else GOOD
+
+    says = "^4 of 10 checks ran; no_worker: none serves$" if greedy_only else "^8 of 20 checks ran; no_worker: "
+    with pytest.raises(EvaluationFailed, match=says):
+        await evaluate(Generator("g", score))
 
 
 def result(sampled: list[float], greedy: list[float]) -> EvaluationResult:

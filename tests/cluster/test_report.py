@@ -87,6 +87,15 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(folder: RunFolder) 
     assert not re.search(r"<(script|link|img|iframe)|https?:|url\(|@import|\son\w+=", page)
 
 
+def test_an_evaluation_whose_checks_did_not_all_run_is_named(folder: RunFolder) -> None:
+    folder.append_metrics(evaluation_record("before", checks=20, scored_samples=20))
+    folder.append_metrics(evaluation_record("after", checks=20, scored_samples=9, not_scored="KeyError: <answer>"))
+    page = page_of(folder)
+    for part in ("evaluation after", "9 of 20", "checks ran; KeyError: &lt;answer&gt;"):
+        assert part in page
+    assert "evaluation before" not in page
+
+
 def test_what_a_model_wrote_cannot_become_markup(folder: RunFolder) -> None:
     hostile = SampleRecord("train", 1, 0, HOSTILE, HOSTILE, HOSTILE, 0.0, "fail", HOSTILE, HOSTILE)
     folder.append_samples([hostile, msgspec.structs.replace(hostile, label="before")])

@@ -29,6 +29,7 @@ from headrace.verifiers.records import Completion, Sample, StopReason, Verdict, 
 log = structlog.get_logger()
 
 BATCH = 64  # samples in one call, at most
+LOGGED_FAILURES = 5  # checks that did not run, of one worker: what is wrong with the first is wrong with the others
 
 
 def log_stream(log_dir: str | None, member: str) -> TextIO | Path:
@@ -63,6 +64,7 @@ class VerificationWorker:
         self._server, port = telemetry.serve_metrics([self._metrics.registry], host)
         self._inflight = 0
         self._done = 0
+        self._failures = 0
         self._busy_seconds = 0.0
         self._call_start: float | None = None
         node = node_address()
@@ -88,8 +90,17 @@ class VerificationWorker:
         for verdict in verdicts:
             self._metrics.add(telemetry.VERIFICATION_VERDICTS, kind=verdict.kind, reason=verdict.reason)
             self._metrics.observe(telemetry.VERIFICATION_SECONDS, seconds)
+            if verdict.kind is VerdictKind.INFRA_ERROR:
+                self._log_failure(verdict)
         self._metrics.set(telemetry.VERIFICATION_INFLIGHT, 0)
         return verdicts
+
+    def _log_failure(self, verdict: Verdict) -> None:
+        self._failures += 1
+        if self._failures <= LOGGED_FAILURES:
+            failure = failed_check(verdict)
+            where = str(verdict.details.get("where", ""))
+            log.warning("check_did_not_run", reason=failure.reason, message=failure.message, where=where)
 
     @ray.method(concurrency_group="watch")
     def report(self) -> WorkerStatus:

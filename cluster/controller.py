@@ -21,7 +21,7 @@ from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed
+from headrace.cluster.pool import RunFailed, original
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
@@ -81,7 +81,7 @@ class Controller:
 
         Raises:
             Stopped: on request.
-            PoolFailed, StalledError, EvaluationFailed, RayError: the run cannot go on; the message says why.
+            PoolFailed, StalledError, ChecksFailed, EvaluationFailed, RayError: the run cannot go on; the message says why.
         """
         checkpoint = self._checkpoints.newest()
         async with self._queue(checkpoint.state.ledger if checkpoint else None) as queue:
@@ -207,7 +207,7 @@ class Controller:
             await asyncio.gather(self._publishing, return_exceptions=True)
 
     async def _take(self) -> Batch:
-        """The groups of the next step. Raises Stopped, StalledError, or what ended a pool."""
+        """The groups of the next step. Raises Stopped, StalledError, ChecksFailed, or what ended a pool."""
         deadline = time.monotonic() + 2 * self._job.rollout.lease_seconds
         queue = self._fleet.queue
         while True:
@@ -221,6 +221,8 @@ class Controller:
                     raise StalledError(
                         f"no batch for step {self._step + 1} within twice rollout.lease_seconds: {error}"
                     ) from error
+            except RunFailed as error:
+                raise original(error) from None
 
     async def _train(self, batch: Batch) -> StepReport:
         step = self._step + 1

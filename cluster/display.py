@@ -175,7 +175,8 @@ def heartbeat_line(status: RunStatus, now: float) -> str:
     if status.queue is not None:
         queue = status.queue
         oldest = f", oldest lease {duration(queue.oldest_lease_seconds)}" if queue.leased else ""
-        parts.append(f"queue {queue.leased} leased {queue.ready} ready{oldest}")
+        settled = f"{queue.filtered} filtered, {queue.dropped} dropped"
+        parts.append(f"queue {queue.leased} leased {queue.ready} ready, {settled}{oldest}")
     return "; ".join(parts)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import ray
@@ -82,6 +82,7 @@ class Member:
 
 
 T = TypeVar("T")
+Failure = TypeVar("Failure", bound=Exception)
 SetState = Callable[[Member, MemberState], Awaitable[None]]
 
 
@@ -239,7 +240,7 @@ class ElasticPool:
             note, replace = await self._way(member)
         except UserError as error:
             # Every member would say the same: the job is wrong, and no successor mends it.
-            mistake = user_error(error)
+            mistake = original(error)
             note = str(mistake)
             self._fail(mistake)
         except (RayError, TimeoutError, AttestationFailed) as error:
@@ -356,10 +357,10 @@ async def within(seconds: float, answer: Awaitable[T]) -> T:
         return await answer
 
 
-def user_error(error: UserError) -> UserError:
-    """The error as it was raised in the member: Ray's own is of both types, and its text is a trace."""
+def original(error: Failure) -> Failure:
+    """The error as it was raised in another process: Ray's own is of both types, and its text is a trace."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return cause if isinstance(cause, UserError) else error
+    return cast(Failure, cause)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,16 +19,19 @@ import structlog
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from headrace.actors.engine import EngineDied
-from headrace.actors.verification import log_stream
+from headrace.actors.verification import FailedCheck, failed_checks, log_stream, most_common_failure
+from headrace.cluster.pool import RunFailed
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.rollout_queue import CommitRecord, Ledger, Outcome, QueuePlan, RolloutQueue
 from headrace.cluster.run_records import QueueStatus
 from headrace.verifiers import telemetry
-from headrace.verifiers.records import GroupNumbers, decode
+from headrace.verifiers.records import Group, GroupNumbers, decode
 
 log = structlog.get_logger()
 
 ATTEMPTS = 5  # of one prompt that end in an error, deaths and expired leases apart, before the run fails with it
+HOPELESS_STEPS = 2  # steps' worth of groups dropped in a row, before the run fails with their reason
+PAYLOAD_SECONDS = 60.0  # for a dropped group to arrive here
 
 
 class GeneratorEntry(msgspec.Struct, frozen=True):
@@ -58,6 +61,10 @@ class TakeTimeout(Exception):
     """No full batch within the deadline; the message says what the queue waits for."""
 
 
+class ChecksFailed(RunFailed):
+    """Group after group comes back without checks that ran; the message says why."""
+
+
 class QueueActor:
     """A shell round `RolloutQueue`; every method runs in the actor's event loop."""
 
@@ -78,6 +85,8 @@ class QueueActor:
         self._errors: Counter[str] = Counter()  # by prompt id
         self._failure: BaseException | None = None
         self._dropped_at_take = self._queue.dropped
+        self._dropped_in_a_row = 0
+        self._failed_checks: list[FailedCheck] = []  # of the groups dropped in a row
         self._cancel = cancel
 
     async def set_generators(self, generators: dict[str, GeneratorEntry]) -> None:
@@ -139,15 +148,36 @@ class QueueActor:
             outcome = self._queue.submit(lease.id, numbers, payload_ref)
             if outcome is not Outcome.READY:
                 log.info("group_settled", prompt=lease.prompt.id, outcome=outcome, rewards=numbers.rewards)
+            if outcome is Outcome.DROPPED:
+                await self._note_dropped(payload_ref)
+            else:
+                self._dropped_in_a_row = 0
+                self._failed_checks.clear()
         async with self._changed:
             self._changed.notify_all()
         self._dispatch()
+
+    async def _note_dropped(self, payload_ref: Any) -> None:
+        """Groups that are all dropped never make a batch: better to end with the reason than to generate for ever."""
+        self._dropped_in_a_row += 1
+        try:
+            group = decode(await asyncio.wait_for(payload_ref, PAYLOAD_SECONDS), Group)
+        except (RayError, TimeoutError) as error:
+            log.warning("dropped_group_missing", error=type(error).__name__)
+        else:
+            self._failed_checks += failed_checks(group.completions)
+        if self._dropped_in_a_row >= HOPELESS_STEPS * self._queue.plan.groups_per_step and self._failure is None:
+            reason = most_common_failure(self._failed_checks) or "the reason is lost with their generators"
+            self._failure = ChecksFailed(
+                f"{self._dropped_in_a_row} groups in a row were dropped, fewer than two checks of each ran; {reason}"
+            )
 
     async def take(self, timeout_seconds: float) -> Batch:
         """The groups of the next step.
 
         Raises:
             TakeTimeout: there is no full batch yet; ask again.
+            ChecksFailed: there will be none.
         """
         async with self._changed:
             try:

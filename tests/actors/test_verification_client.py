@@ -1,6 +1,7 @@
 """A generator's way to the verification workers: batches, retries elsewhere, and an end to every wait."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from headrace.actors.verification import BATCH, VerificationClient, VerificationWorker, infra_error
-from headrace.verifiers.base import Verifier, scored
+from headrace.actors.verification import BATCH, LOGGED_FAILURES, VerificationClient, VerificationWorker, infra_error
+from headrace.verifiers.base import Verifier, not_run, scored
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
 SECONDS = 5.0  # nothing here takes a tenth of it
@@ -211,6 +212,20 @@ async def test_a_worker_that_comes_back_under_its_name_is_used_again():
         client.set_workers({"w": worker})
         other.gate.clear()
         assert (await client.verify(sample(1))).details["by"] == "w"
+
+
+class Broken(Verifier):
+    def verify(self, sample: Sample) -> Verdict:
+        return not_run("exception", type="KeyError", message="'answer'", where="rewards.py:3")
+
+
+def test_the_worker_logs_its_first_failed_checks_with_their_message(tmp_path):
+    worker = VerificationWorker("run", "verification-0", "127.0.0.1", Broken(), str(tmp_path))
+    worker.verify([Sample("", {})] * (LOGGED_FAILURES + 3))
+    worker.close()
+    lines = [json.loads(line) for line in (tmp_path / "verification-0.jsonl").read_text().splitlines()]
+    assert len(lines) == LOGGED_FAILURES
+    assert (lines[0]["reason"], lines[0]["message"], lines[0]["where"]) == ("KeyError", "'answer'", "rewards.py:3")
 
 
 class Shouting(Verifier):

@@ -105,7 +105,7 @@ def test_a_phase_that_lasts_is_named_with_its_time_every_fifteen_seconds(
     assert [line[:5] for line in heartbeats] == [" 0:15", " 0:30"]
     assert "still waiting for 8 groups, 15 s so far" in heartbeats[0]
     assert "generator-1 syncing for 15 s (replaces one killed by signal 9)" in heartbeats[0]
-    assert "queue 8 leased 3 ready, oldest lease 12 s" in heartbeats[0]
+    assert "queue 8 leased 3 ready, 2 filtered, 0 dropped, oldest lease 12 s" in heartbeats[0]
 
 
 def test_there_is_no_heartbeat_while_lines_come(plain: Display, clock: Clock, output: io.StringIO) -> None:

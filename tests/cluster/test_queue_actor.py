@@ -1,20 +1,44 @@
 """The queue's shell with generators that are no processes: what is handed out, what comes back, and what a death costs."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
-from headrace.cluster.queue_actor import ATTEMPTS, GeneratorEntry, QueueActor, TakeTimeout
+from headrace.actors.verification import infra_error
+from headrace.cluster.queue_actor import (
+    ATTEMPTS,
+    HOPELESS_STEPS,
+    ChecksFailed,
+    GeneratorEntry,
+    QueueActor,
+    TakeTimeout,
+)
 from headrace.cluster.rollout_queue import Ledger
-from headrace.verifiers.records import Lease, encode
+from headrace.verifiers.records import Completion, Group, Lease, StopReason, Verdict, WeightSpan, encode
 from tests.factories import EndlessPrompts, group_numbers, queue_plan
 
 SECONDS = 5.0  # nothing here takes a tenth of it
 SHORT = 0.02
+
+
+class Payload(str):
+    """A reference to a group whose checks ended as `verdict`."""
+
+    lease: Lease
+    verdict: Verdict | Exception
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        return self._group().__await__()
+
+    async def _group(self) -> bytes:
+        if isinstance(self.verdict, Exception):
+            raise self.verdict
+        completion = Completion("", [], [], [WeightSpan(0, 0, 0)], StopReason.STOP, self.verdict, 0.0, 0.0)
+        return encode(Group(self.lease.prompt, [completion] * 2, "g", self.lease.sampling))
 
 
 class FakeGenerator:
@@ -28,6 +52,7 @@ class FakeGenerator:
         self.fault: Exception | None = None
         self.faults: list[Exception] = []  # of the next calls, one each
         self.generate = self
+        self.verdict: Verdict | Exception = infra_error("no_worker", "none serves")
 
     def options(self, num_returns: int) -> "FakeGenerator":
         assert num_returns == 2
@@ -41,7 +66,9 @@ class FakeGenerator:
             answer.set_exception(fault)
         elif self.at_once:
             self.finish(lease.prompt.id)
-        return answer, f"payload {lease.prompt.id}"
+        payload = Payload(f"payload {lease.prompt.id}")
+        payload.lease, payload.verdict = lease, self.verdict
+        return answer, payload
 
     def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0)) -> None:
         self.answers[prompt_id].set_result(encode(group_numbers(prompt_id, rewards)))
@@ -227,6 +254,42 @@ async def test_filtered_and_dropped_groups_are_replaced_and_told_with_the_batch(
     assert batch.dropped == 1
     record = await queue.commit(1)
     assert (record.filtered, record.dropped) == (["0:0"], [("0:1", "infra_error")])
+
+
+NOT_SCORED = (float("nan"), float("nan"))
+
+
+async def drop(generator: FakeGenerator, ordinals: range) -> None:
+    for name in (f"0:{ordinal}" for ordinal in ordinals):
+        await until(lambda name=name: name in generator.leases)
+        generator.finish(name, NOT_SCORED)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_nothing_but_dropped_groups_fails_the_run_with_the_reason_of_most(make, lost):
+    queue, generator = make(groups_per_step=2), FakeGenerator()
+    generator.verdict = RayActorError() if lost else infra_error("no_answer", "the row has\nno 'answer'")
+    await queue.set_generators({"g": entry(generator)})
+    await drop(generator, range(2 * HOPELESS_STEPS - 1))
+    with pytest.raises(TakeTimeout):
+        await queue.take(SHORT)
+    await drop(generator, range(2 * HOPELESS_STEPS - 1, 2 * HOPELESS_STEPS))
+    says = "the reason is lost" if lost else "no_answer: the row has no 'answer'$"
+    with pytest.raises(ChecksFailed, match=f"^4 groups in a row were dropped, .*; {says}"):
+        await take_with_patience(queue)
+
+
+async def test_a_group_that_is_of_use_between_the_dropped_ones_lets_the_run_go_on(make):
+    queue, generator = make(groups_per_step=2), FakeGenerator()
+    await queue.set_generators({"g": entry(generator)})
+    await drop(generator, range(3))
+    await until(lambda: "0:3" in generator.leases)
+    generator.finish("0:3")
+    await until(lambda: queue._queue.ready == 1)
+    await drop(generator, range(4, 7))
+    await until(lambda: "0:7" in generator.leases)
+    generator.finish("0:7")
+    assert len((await take_with_patience(queue)).groups) == 2
 
 
 async def test_a_queue_from_a_ledger_hands_out_what_was_outstanding_first(make):

@@ -28,6 +28,7 @@ from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
 from headrace.cluster.rollout_queue import Ledger, QueuePlan
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.run_records import QueueStatus
 from headrace.cluster.step_record import StepTimes, step_record
 from headrace.learner.worker import StepReport
 from headrace.verifiers.records import Group, decode
@@ -208,7 +209,8 @@ class Controller:
 
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, ChecksFailed, or what ended a pool."""
-        deadline = time.monotonic() + 2 * self._job.rollout.lease_seconds
+        patience = 2 * self._job.rollout.lease_seconds
+        deadline, settled = time.monotonic() + patience, -1
         queue = self._fleet.queue
         while True:
             try:
@@ -217,12 +219,20 @@ class Controller:
             except TakeTimeout as error:
                 if self._stop.is_set():
                     raise Stopped from error
-                if time.monotonic() > deadline:
+                before, settled = settled, await self._settled_groups()
+                if settled != before:  # slow, but it moves
+                    deadline = time.monotonic() + patience
+                elif time.monotonic() > deadline:
                     raise StalledError(
-                        f"no batch for step {self._step + 1} within twice rollout.lease_seconds: {error}"
+                        f"no group for step {self._step + 1} within twice rollout.lease_seconds: {original(error)}"
                     ) from error
             except RunFailed as error:
                 raise original(error) from None
+
+    async def _settled_groups(self) -> int:
+        """Groups that have come back since the run began, whatever became of them."""
+        status: QueueStatus = await asyncio.wait_for(self._fleet.queue.status.remote(), QUEUE_SECONDS)
+        return status.ready + status.trained + status.filtered + status.dropped
 
     async def _train(self, batch: Batch) -> StepReport:
         step = self._step + 1

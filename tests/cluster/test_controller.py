@@ -1,0 +1,82 @@
+"""How long the training loop waits for its groups, and with what it ends."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from headrace.cluster import controller
+from headrace.cluster.controller import Controller, StalledError
+from headrace.cluster.queue_actor import ChecksFailed, TakeTimeout
+from headrace.cluster.run_records import QueueStatus
+from tests.factories import queue_status
+
+LEASE_SECONDS = 10.0
+
+
+class Remote:
+    """A method of an actor handle."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = call
+
+
+def over_ray(error: Exception) -> Exception:
+    """As Ray raises it in the caller."""
+    name = type(error).__name__
+    return RayTaskError("take", f"Traceback\n{name}: {error}", error).as_instanceof_cause()
+
+
+class FakeQueue:
+    """Each take costs a second of `now`; a group is dropped at the seconds in `arrivals`."""
+
+    def __init__(self, arrivals: set[int], answers: dict[int, Any]) -> None:
+        self.now = 0
+        self.arrivals = arrivals
+        self.answers = answers
+        self.take, self.status = Remote(self._take), Remote(self._status)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def _take(self, timeout_seconds: float) -> Any:
+        self.now += 1
+        answer = self.answers.get(self.now, TakeTimeout("0 of 2 groups ready"))
+        if isinstance(answer, Exception):
+            raise over_ray(answer)
+        return answer
+
+    async def _status(self) -> QueueStatus:
+        return queue_status(dropped=sum(arrival <= self.now for arrival in self.arrivals))
+
+
+async def take(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(controller, "time", queue)
+    waiting = Controller.__new__(Controller)  # the fleet of a whole one is of processes
+    waiting._fleet = SimpleNamespace(queue=queue, raise_failure=lambda: None)  # type: ignore[assignment]
+    waiting._job = SimpleNamespace(rollout=SimpleNamespace(lease_seconds=LEASE_SECONDS))  # type: ignore[assignment]
+    waiting._publishing, waiting._step, waiting._stop = None, 4, asyncio.Event()
+    return await waiting._take()
+
+
+async def test_a_step_whose_groups_arrive_slowly_is_waited_for(monkeypatch):
+    queue = FakeQueue(arrivals={18, 36, 54}, answers={70: "batch"})
+    assert await take(queue, monkeypatch) == "batch"
+
+
+async def test_a_step_whose_groups_stop_arriving_is_given_up_with_what_the_queue_waits_for(monkeypatch):
+    queue = FakeQueue(arrivals={18}, answers={70: "batch"})
+    with pytest.raises(StalledError) as stalled:
+        await take(queue, monkeypatch)
+    assert str(stalled.value) == "no group for step 5 within twice rollout.lease_seconds: 0 of 2 groups ready"
+    assert queue.now == 18 + 2 * LEASE_SECONDS + 1
+
+
+async def test_checks_that_all_fail_end_the_run_with_the_queues_own_line(monkeypatch):
+    failure = ChecksFailed("4 groups in a row were dropped")
+    with pytest.raises(ChecksFailed) as raised:
+        await take(FakeQueue(set(), {3: failure}), monkeypatch)
+    assert raised.value is failure

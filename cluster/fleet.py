@@ -100,9 +100,9 @@ class Fleet:
         await self.learner.start()
 
     async def wait_serving(self) -> None:
-        """Until every member of the two elastic pools serves."""
-        await self.verification.wait_serving(self.verification.target, START_SECONDS)
-        await self.rollout.wait_serving(self.rollout.target, START_SECONDS)
+        """Until every member of the two elastic pools serves that is still wanted by then."""
+        await self.verification.wait_serving(None, START_SECONDS)
+        await self.rollout.wait_serving(None, START_SECONDS)
 
     async def hold_snapshot(self, version: int) -> float:
         """Make the learner's present weights the newest version; the seconds that the learner spent on it."""

@@ -180,6 +180,7 @@ class ElasticPool:
             member.drain.set()
         for _ in range(target - len(staying)):
             self._start(restarts=0)
+        self._wake()
 
     def _start(self, restarts: int) -> None:
         name = f"{self.pool}-{self._serial}"
@@ -204,8 +205,8 @@ class ElasticPool:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    async def wait_serving(self, count: int, deadline_seconds: float) -> None:
-        """Until `count` members serve.
+    async def wait_serving(self, count: int | None, deadline_seconds: float) -> None:
+        """Until `count` members serve; None: all that are wanted at the moment and whose place is not retired.
 
         Raises:
             PoolFailed: the pool can no longer reach that.
@@ -213,14 +214,21 @@ class ElasticPool:
         """
         try:
             async with asyncio.timeout(deadline_seconds):
-                while len(self.serving) < count and self.failure is None:
+                while not self._serve_enough(count) and self.failure is None:
                     await self._moved.wait()
         except TimeoutError as error:
             states = ", ".join(f"{m.name} {m.state} {m.note}".strip() for m in self.members.values())
+            wanted = self.target if count is None else count
             raise TimeoutError(
-                f"{count} serving member(s) of the {self.pool} pool after {deadline_seconds:.0f} s: {states}"
+                f"not {wanted} serving member(s) of the {self.pool} pool after {deadline_seconds:.0f} s: {states}"
             ) from error
         self.raise_failure()
+
+    def _serve_enough(self, count: int | None) -> bool:
+        if count is not None:
+            return len(self.serving) >= count
+        staying = self._staying
+        return bool(staying) and all(member.state is MemberState.SERVING for member in staying)
 
     def raise_failure(self) -> None:
         if self.failure is not None:

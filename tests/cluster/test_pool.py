@@ -1,5 +1,7 @@
 """The way of a pool's members: every state, death and delay."""
 
+import asyncio
+
 import pytest
 from ray.exceptions import RayTaskError
 
@@ -269,6 +271,46 @@ async def test_too_few_serving_members_at_the_deadline_say_where_each_one_is():
         await pool.scale(1)
         with pytest.raises(TimeoutError, match="rollout-0 starting"):
             await pool.wait_serving(1, 0.02)
+
+
+async def test_who_waits_for_all_waits_for_those_that_are_wanted_by_then():
+    kind, events = FakeKind(), Events()
+    kind.born = lambda actor: setattr(actor, "hangs_in", "start" if actor.name == "rollout-1" else None)
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        waiting = asyncio.create_task(pool.wait_serving(None, DEADLINE))
+        await until(lambda: len(pool.serving) == 1)
+        for _ in range(20):  # time enough to be satisfied with one of two
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await pool.scale(1)
+        await waiting
+        assert [member.name for member in pool.serving] == ["rollout-0"]
+
+
+async def test_who_waits_for_all_is_satisfied_when_the_places_that_are_left_serve():
+    kind, events = FakeKind(), Events()
+    kind.born = lambda actor: setattr(actor, "dead", actor.name == "rollout-1")
+    async with pool_of(kind, events, restart_budget=0) as pool:
+        await pool.scale(2)
+        await pool.wait_serving(None, DEADLINE)
+        await until(lambda: pool.members["rollout-1"].note.startswith("retired: "))
+        await pool.wait_serving(None, DEADLINE)
+        assert [member.name for member in pool.serving] == ["rollout-0"]
+
+
+async def test_who_waits_for_all_waits_for_a_replacement_too():
+    kind, events = FakeKind(), Events()
+
+    def born(actor: FakeActor) -> None:
+        actor.dead = actor.name == "rollout-1"
+        actor.hangs_in = "start" if actor.name == "rollout-2" else None
+
+    kind.born = born
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        with pytest.raises(TimeoutError, match=r"^not 2 serving member.*rollout-2 starting"):
+            await pool.wait_serving(None, 0.2)
 
 
 async def test_an_error_of_our_own_fails_the_pool_instead_of_restarting_for_ever():

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 import structlog
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.actors.verification import failed_checks, most_common_failure
 from headrace.cluster.formats import checks_ran
-from headrace.cluster.pool import ElasticPool, Member, RunFailed
+from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
+from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
 from headrace.cluster.step_record import pass_rate
@@ -65,13 +68,14 @@ class Evaluator:
 
         Raises:
             PoolFailed, TimeoutError: there is no serving member any more.
-            EvaluationFailed: more than half of the checks did not run to their end.
+            EvaluationFailed: more than half of the checks did not run to their end, or a prompt fails every time.
         """
         start = time.monotonic()
         ids = itertools.count(1)
         jobs = [Lease(-next(ids), p, self.samples, self._sampling) for p in self.prompts]
         jobs += [Lease(-next(ids), p, 1, self._greedy) for p in self.prompts]
         results: dict[int, Group] = {}
+        errors: Counter[str] = Counter()  # by prompt id
         waiting = list(reversed(jobs))
 
         async def serve(member: Member) -> None:
@@ -81,6 +85,9 @@ class Evaluator:
                     _, payload = await asyncio.wait_for(member.handle.generate.remote(lease), PROMPT_SECONDS)
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)
+                    if isinstance(error, RayTaskError) and not isinstance(error, EngineDied):
+                        note_error(errors, lease.prompt.id, error)
+                        continue
                     member.fail(f"{type(error).__name__} in an evaluation")
                     log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)
                     return
@@ -89,7 +96,12 @@ class Evaluator:
 
         while waiting:
             await pool.wait_serving(1, SERVING_SECONDS)
-            await asyncio.gather(*[serve(member) for member in pool.serving for _ in range(INFLIGHT)])
+            serving = [asyncio.create_task(serve(member)) for member in pool.serving for _ in range(INFLIGHT)]
+            try:
+                await asyncio.gather(*serving)
+            finally:
+                for task in serving:
+                    task.cancel()
         sampled = [
             results[lease.id] for lease in jobs if lease.group_size == self.samples and lease.sampling.temperature
         ]
@@ -108,6 +120,14 @@ class Evaluator:
             scored_samples=scored,
             not_scored=not_scored,
         )
+
+
+def note_error(errors: Counter[str], prompt_id: str, error: RayTaskError) -> None:
+    """Count an error of the call itself, which the next generator makes too. Raises EvaluationFailed at the last attempt."""
+    errors[prompt_id] += 1
+    log.warning("evaluation_call_failed", prompt=prompt_id, attempt=errors[prompt_id], error=first_line(error))
+    if errors[prompt_id] == ATTEMPTS:
+        raise EvaluationFailed(f"prompt {prompt_id} failed {ATTEMPTS} times: {first_line(error)}") from error
 
 
 def group_reward(group: Group) -> float:

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
+from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.actors.verification import infra_error
 from headrace.cluster.evaluation import EvaluationFailed, EvaluationResult, Evaluator, evaluation_record, gain
+from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.verifiers.base import not_run, scored
 from headrace.verifiers.records import Completion, Group, Lease, Sampling, StopReason, Verdict, WeightSpan, encode
 from tests.factories import EndlessPrompts
@@ -35,6 +38,7 @@ class Generator:
         self.faults: dict[str, Exception] = {}  # by prompt id
         self.asked: list[str] = []
         self.failed: list[str] = []
+        self.mends = False  # a fault happens once
 
     def fail(self, reason: str) -> None:
         self.failed.append(reason)
@@ -42,7 +46,10 @@ class Generator:
     async def _generate(self, lease: Lease) -> tuple[bytes, bytes]:
         self.asked.append(lease.prompt.id)
         await asyncio.sleep(0)
-        if fault := self.faults.get(lease.prompt.id):
+        fault = self.faults.get(lease.prompt.id)
+        if fault is not None:
+            if self.mends:
+                del self.faults[lease.prompt.id]
             raise fault
         completions = [
             Completion("x", [1], [-0.1], [WeightSpan(0, 0, 1)], StopReason.STOP, self.score(lease, index), 0.1, 0.1)
@@ -105,6 +112,39 @@ async def test_more_than_half_of_the_checks_that_did_not_run_end_the_run_with_th
     says = "^4 of 10 checks ran; no_worker: none serves$" if greedy_only else "^8 of 20 checks ran; no_worker: "
     with pytest.raises(EvaluationFailed, match=says):
         await evaluate(Generator("g", score))
+
+
+def call_error(error: Exception) -> Exception:
+    """As Ray raises it in the caller."""
+    return RayTaskError("generate", f"Traceback\n{error!r}", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize("death", [RayActorError(), call_error(EngineDied("killed"))], ids=["process", "engine"])
+async def test_prompts_of_a_generator_that_died_go_to_the_others(death):
+    dying, other = Generator("dying", lambda lease, index: GOOD), Generator("other", lambda lease, index: GOOD)
+    dying.faults = dict.fromkeys([f"0:{ordinal}" for ordinal in range(10)], death)
+    record = record_of(await evaluate(dying, other))
+    assert record.scored_samples == 30
+    assert dying.failed
+    assert not other.failed
+
+
+async def test_a_prompt_that_fails_every_time_ends_the_run_with_the_error_and_costs_no_generator():
+    generators = [Generator(name, lambda lease, index: GOOD) for name in ("a", "b")]
+    for generator in generators:
+        generator.faults = {"0:7": call_error(KeyError("a bug"))}
+    with pytest.raises(EvaluationFailed, match=r"^prompt 0:7 failed 5 times: KeyError\('a bug'\)$"):
+        await evaluate(*generators)
+    assert sum(generator.asked.count("0:7") for generator in generators) >= ATTEMPTS
+    assert not any(generator.failed for generator in generators)
+
+
+async def test_a_prompt_that_fails_once_is_asked_again():
+    generator = Generator("g", lambda lease, index: GOOD)
+    generator.faults = {"0:7": call_error(KeyError("a bug"))}
+    generator.mends = True
+    assert record_of(await evaluate(generator)).scored_samples == 30
+    assert not generator.failed
 
 
 def result(sampled: list[float], greedy: list[float]) -> EvaluationResult:

@@ -26,6 +26,7 @@ from headrace.actors.verification import MemberReport, VerificationClient, log_s
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers import telemetry
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import (
     Completion,
     Group,
@@ -92,7 +93,18 @@ class Generator:
         self._busy = BusyClock()
 
     async def start(self) -> MemberReport:
-        """Start the engine; returns when it can serve."""
+        """Start the engine; returns when it can serve.
+
+        Raises:
+            UserError: with these settings no engine ever starts.
+        """
+        try:
+            return await self._start()
+        except Exception:
+            log.error("start_failed", exc_info=True)
+            raise
+
+    async def _start(self) -> MemberReport:
         os.environ.update(engine_environment(self._settings.engine))
         module, name = self._settings.engine_class.split(":")
         # vLLM reads its environment when it is imported, so it is imported here and by name.
@@ -268,7 +280,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """What vLLM and OpenMP read from the environment when the engine's processes start.
 
     Raises:
-        ValueError: `threads` is no list of cores.
+        UserError: `threads` is no list of cores.
     """
     values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
     if settings.on_gpu:
@@ -300,15 +312,18 @@ def _one_process(threads: str, cores: list[int]) -> dict[str, str]:
 
 
 def parse_cores(text: str) -> list[int]:
-    """The cores of a list such as `0-3,6`. Raises ValueError when it is none.
+    """The cores of a list such as `0-3,6`. Raises UserError when it is none.
 
     >>> parse_cores("0-3,6")
     [0, 1, 2, 3, 6]
     """
     cores: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        cores += range(int(first), int(last or first) + 1)
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            cores += range(int(first), int(last if dash else first) + 1)
+    except ValueError as error:
+        raise UserError(f"rollout.threads: {text!r} is no list of cores such as 0-3,6; `all`, or `nobind`") from error
     return cores
 
 

@@ -71,7 +71,11 @@ class VerificationWorker:
         self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
 
     def start(self) -> MemberReport:
-        self._verifier.start()
+        try:
+            self._verifier.start()
+        except Exception:
+            log.error("start_failed", exc_info=True)
+            raise
         return self._report
 
     def verify(self, samples: list[Sample]) -> list[Verdict]:

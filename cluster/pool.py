@@ -155,7 +155,8 @@ class ElasticPool:
 
     @property
     def serving(self) -> list[Member]:
-        return [member for member in self.members.values() if member.state is MemberState.SERVING]
+        """Those that take work; one that was found failed takes no more, although its end takes a while."""
+        return [m for m in self.members.values() if m.state is MemberState.SERVING and not m.failed.done()]
 
     @property
     def _staying(self) -> list[Member]:
@@ -227,8 +228,8 @@ class ElasticPool:
     def _serve_enough(self, count: int | None) -> bool:
         if count is not None:
             return len(self.serving) >= count
-        staying = self._staying
-        return bool(staying) and all(member.state is MemberState.SERVING for member in staying)
+        staying, serving = self._staying, self.serving
+        return bool(staying) and all(member in serving for member in staying)
 
     def raise_failure(self) -> None:
         if self.failure is not None:
@@ -372,6 +373,12 @@ def original(error: Failure) -> Failure:
 
 
 def first_line(error: BaseException) -> str:
-    """The line of an error that names its cause; Ray puts the trace of the other process before it."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+    """The line of an error that names its cause: Ray puts the trace of the other process before it, and pydantic a link
+    and what it was given behind it.
+
+    >>> first_line(ValueError("1 validation error for VllmConfig\\n  Value error, too long [type=value_error, input=1]"))
+    'Value error, too long'
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith("For further information visit")]
+    return telling[-1].split(" [type=")[0] if telling else ""

@@ -1,6 +1,7 @@
 """A generator round an engine that answers as it is told: groups, verdicts, weights, and an engine's death."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from headrace.actors.small_engine import spans_of
 from headrace.actors.verification import infra_error
 from headrace.actors.weight_sync.receiver import StagingState, StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import (
     Completion,
     Group,
@@ -183,6 +185,28 @@ async def test_a_generator_whose_engine_was_not_started_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="has not been started"):
         await generator.slots()
     await generator.close()
+
+
+class BrokenEngine(FakeEngine):
+    async def start(self, settings: EngineSettings) -> None:
+        raise OSError("no weights in the folder")
+
+
+async def test_what_an_engine_fails_to_start_with_is_in_the_members_log(tmp_path):
+    settings = GeneratorSettings(
+        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:BrokenEngine"
+    )
+    with mock.patch.dict(os.environ), pytest.raises(OSError, match="no weights"):
+        await Generator(settings).start()
+    [line] = [json.loads(line) for line in (tmp_path / "rollout-0.jsonl").read_text().splitlines()]
+    assert line["event"] == "start_failed"
+    assert "OSError: no weights in the folder" in line["exception"]
+
+
+@pytest.mark.parametrize("threads", ["auto", "0-x", "0-", ""])
+def test_threads_that_are_no_list_of_cores_are_the_users_mistake(threads):
+    with pytest.raises(UserError, match=r"^rollout\.threads: .* is no list of cores"):
+        engine_environment(EngineSettings("m", 64, "float32", 0, threads=threads))
 
 
 def staging(state: StagingState, checksum: str | None = None, error: str | None = None) -> StagingStatus:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from ray.exceptions import RayTaskError
 
-from headrace.cluster.pool import ElasticPool, PoolFailed
+from headrace.cluster.pool import ElasticPool, PoolFailed, first_line
 from headrace.cluster.run_records import MemberState
 from headrace.verifiers.errors import UserError
 from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, pool_of, until
@@ -67,6 +67,7 @@ async def test_a_member_that_someone_else_found_failed_is_replaced_with_the_reas
         await pool.scale(1)
         await pool.wait_serving(1, DEADLINE)
         pool.serving[0].fail("did not receive version 4")
+        assert pool.serving == []
         pool.members["rollout-0"].fail("a later reason")
         await until(lambda: [member.name for member in pool.serving] == ["rollout-1"])
         assert pool.members["rollout-0"].note == "did not receive version 4"
@@ -243,6 +244,17 @@ async def test_a_mistake_of_the_users_found_in_a_member_fails_the_pool_at_once_w
         assert raised.value is mistake
         await until(lambda: pool.members["rollout-0"].state is MemberState.GONE)
         assert sorted(kind.actors) == ["rollout-0"]
+
+
+def test_the_line_of_a_validation_error_is_the_one_that_says_what_is_wrong():
+    trace = """ray::Generator.start() (pid=1)
+Traceback (most recent call last):
+pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, max_model_len (9999) is too long [type=value_error, input_value=ArgsKwargs((), {})]
+    For further information visit https://errors.pydantic.dev/2.12/v/value_error
+"""
+    error = RayTaskError("start", trace, ValueError("any"))
+    assert first_line(error) == "Value error, max_model_len (9999) is too long"
 
 
 async def test_a_pool_grows_only_where_the_cluster_has_room_and_shrinks_without_asking():

@@ -140,7 +140,8 @@ class VerificationClient:
         for name, handle in workers.items():
             self._retired.discard(name)
             if name not in self._tasks:
-                self._tasks[name] = asyncio.create_task(self._serve(name, handle), name=f"verify with {name}")
+                task = self._tasks[name] = asyncio.create_task(self._serve(name, handle), name=f"verify with {name}")
+                task.add_done_callback(note_outcome)
 
     async def verify(self, sample: Sample) -> Verdict:
         """The verdict; `infra_error` once every attempt has failed. Ends within attempts x timeout."""
@@ -153,6 +154,7 @@ class VerificationClient:
 
     async def _serve(self, name: str, handle: Any) -> None:
         """Feed one worker until it dies or is retired."""
+        batch: list[_Pending] = []
         try:
             while name not in self._retired:
                 batch = [await self._waiting.get()]
@@ -164,6 +166,10 @@ class VerificationClient:
                 batch = [pending for pending in batch if not pending.verdict.done()]
                 if batch and not await self._verify_batch(name, handle, batch):
                     return
+        except Exception as error:
+            # A bug of ours: the worker is taken for lost, and what it held goes to the others.
+            self._settle_all(batch, infra_error("worker_lost", f"{name}: {error!r}"))
+            raise
         finally:
             self._tasks.pop(name, None)
             self._retired.discard(name)
@@ -194,6 +200,10 @@ class VerificationClient:
             return True
         finally:
             call.cancel()
+        if len(verdicts) != len(batch):
+            wrong = infra_error("verdicts_missing", f"{name}: {len(verdicts)} verdicts for {len(batch)} samples")
+            verdicts = [wrong] * len(batch)
+            log.error("verdicts_missing", worker=name, message=wrong.details["message"])
         for pending, verdict in zip(batch, verdicts, strict=True):
             # A late call has cost its attempt already; only an answer still counts.
             if not late or verdict.kind is not VerdictKind.INFRA_ERROR:
@@ -219,6 +229,12 @@ class VerificationClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def note_outcome(task: asyncio.Task[None]) -> None:
+    """Nobody waits for the task: what it ended with is seen here."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("verification_task_failed", task=task.get_name(), exc_info=error)
 
 
 def infra_error(reason: str, message: str) -> Verdict:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
+from structlog.testing import capture_logs
 
 from headrace.actors.verification import BATCH, LOGGED_FAILURES, VerificationClient, VerificationWorker, infra_error
 from headrace.verifiers.base import Verifier, not_run, scored
@@ -30,6 +31,7 @@ class Worker:
         self.name = name
         self.fault = fault
         self.batches: list[int] = []
+        self.short = False  # it leaves out the last verdict
         self.gate = asyncio.Event()
         self.gate.set()
         self.verify = Remote(self._verify)
@@ -41,7 +43,7 @@ class Worker:
             raise self.fault
         return [
             self.fault or Verdict(VerdictKind.PASS, sample.row["number"] / 1000, "match", {"by": self.name})
-            for sample in samples
+            for sample in samples[: len(samples) - self.short]
         ]
 
 
@@ -163,6 +165,30 @@ async def test_a_verifier_that_raises_is_an_infra_error_with_its_last_line_and_t
         assert "broken check" in verdict.details["message"]
         worker.fault = None
         assert (await client.verify(sample(2))).kind is VerdictKind.PASS
+
+
+async def test_a_worker_with_too_few_verdicts_gives_infra_errors_and_goes_on():
+    worker = Worker("w")
+    worker.short = True
+    async with client_of(worker, attempts=2) as client:
+        verdict = await client.verify(sample(1))
+        assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "verdicts_missing")
+        assert verdict.details["message"] == "w: 0 verdicts for 1 samples"
+        worker.short = False
+        assert (await client.verify(sample(2))).kind is VerdictKind.PASS
+
+
+async def test_a_worker_whose_answer_breaks_the_client_is_lost_and_its_samples_go_elsewhere():
+    strange, healthy = Worker("strange"), Worker("healthy")
+    strange.fault = "no verdict"  # type: ignore[assignment]
+    with capture_logs() as lines:
+        async with client_of(strange) as client:
+            verdict = asyncio.create_task(client.verify(sample(1)))
+            await until(lambda: client._tasks == {})
+            client.set_workers({"healthy": healthy})
+            assert (await verdict).details["by"] == "healthy"
+    assert strange.batches == [1]
+    assert [line["task"] for line in lines if line["event"] == "verification_task_failed"] == ["verify with strange"]
 
 
 async def test_without_a_worker_a_sample_ends_as_an_infra_error_at_the_deadline():

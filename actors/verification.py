@@ -92,7 +92,9 @@ class VerificationWorker:
         self._done += len(verdicts)
         seconds = (time.monotonic() - start) / max(1, len(samples))
         for verdict in verdicts:
-            self._metrics.add(telemetry.VERIFICATION_VERDICTS, kind=verdict.kind, reason=verdict.reason)
+            self._metrics.add(
+                telemetry.VERIFICATION_VERDICTS, kind=verdict.kind, reason=telemetry.reason_label(verdict.reason)
+            )
             self._metrics.observe(telemetry.VERIFICATION_SECONDS, seconds)
             if verdict.kind is VerdictKind.INFRA_ERROR:
                 self._log_failure(verdict)

@@ -26,6 +26,7 @@ from headrace.verifiers.errors import UserError
 log = structlog.get_logger()
 
 NOT_WANTED = "told to go before it served"
+KEPT_GONE = 16  # members that are gone and still listed
 
 
 class PoolTiming(msgspec.Struct, frozen=True):
@@ -261,6 +262,12 @@ class ElasticPool:
             self._replace(member, note)
         elif not self._staying:
             self._fail_empty(note)
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        gone = sorted((m for m in self.members.values() if m.state is MemberState.GONE), key=lambda m: m.since)
+        for member in gone[:-KEPT_GONE]:
+            del self.members[member.name], self._tasks[member.name]
 
     async def _end(self, member: Member) -> None:
         """Let the member close what it started (an engine is processes of its own), then end its actor for certain."""

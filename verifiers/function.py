@@ -132,14 +132,24 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 def _verdict(answer: Any) -> Verdict:
     """A function's answer as a verdict; what is no reward becomes infra_error."""
+    answer = _plain(answer)
     if isinstance(answer, Verdict):
-        if answer.kind is VerdictKind.INFRA_ERROR or _is_reward(answer.reward):
+        if answer.kind is VerdictKind.INFRA_ERROR:
             return answer
+        reward = _plain(answer.reward)
+        if _is_reward(reward):
+            return msgspec.structs.replace(answer, reward=float(reward))
         return not_run("bad_reward", message=f"the verdict's reward is {printable(repr(answer.reward))}, not in [0, 1]")
     if not _is_reward(answer):
         message = f"returned {printable(repr(answer))} ({type(answer).__name__}), not a number in [0, 1]"
         return not_run("bad_reward", message=message)
     return scored(float(answer), "scored")
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's own. Whoever returns one has loaded numpy; nobody else needs it here."""
+    numpy = sys.modules.get("numpy")
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
 def _is_reward(value: Any) -> bool:

@@ -267,6 +267,19 @@ class Shouting(Verifier):
         self.closed = True
 
 
+class Chatty(Verifier):
+    def verify(self, sample: Sample) -> Verdict:
+        return scored(0.0, f"expected 4, got {sample.row['number']}")
+
+
+def test_reasons_that_are_texts_make_one_series_and_not_one_each(tmp_path):
+    worker = VerificationWorker("run", "verification-0", "127.0.0.1", Chatty(), str(tmp_path))
+    worker.verify([sample(number) for number in range(3)])
+    worker.close()
+    labels = {"run": "run", "member": "verification-0", "kind": "fail", "reason": "other"}
+    assert worker._metrics.registry.get_sample_value("headrace_verification_verdicts_total", labels) == 3
+
+
 def test_the_worker_starts_its_verifier_answers_in_order_and_counts(tmp_path):
     verifier = Shouting()
     worker = VerificationWorker("run", "verification-0", "127.0.0.1", verifier, str(tmp_path))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from ray.exceptions import RayTaskError
 
-from headrace.cluster.pool import ElasticPool, PoolFailed, first_line
+from headrace.cluster.pool import KEPT_GONE, ElasticPool, PoolFailed, first_line
 from headrace.cluster.run_records import MemberState
 from headrace.verifiers.errors import UserError
 from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, pool_of, until
@@ -49,6 +49,16 @@ async def test_a_dead_member_is_replaced_by_one_that_knows_of_it():
         assert pool.serving[0].restarts == 1
         assert "rollout-0 is lost" in events.told[0]
         assert "rollout-0" in events.ended
+
+
+async def test_of_the_members_that_are_gone_only_the_last_ones_are_listed():
+    kind, events = FakeKind(), Events()
+    kind.born = lambda actor: setattr(actor, "dead", int(actor.name.split("-")[1]) < KEPT_GONE + 4)
+    async with pool_of(kind, events, restart_budget=100) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        assert list(pool.members) == [f"rollout-{serial}" for serial in range(4, KEPT_GONE + 5)]
+        assert pool.replaced == KEPT_GONE + 4
 
 
 async def test_a_frozen_member_is_found_out_within_the_health_deadline():

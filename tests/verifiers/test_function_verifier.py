@@ -4,9 +4,11 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from headrace.verifiers import CallableVerifier, Sample, UserError, Verdict, VerdictKind, VerifierSpec, build_verifier
+from headrace.verifiers.records import decode, encode
 
 SAMPLE = Sample("four", {"answer": "four"})
 
@@ -19,14 +21,31 @@ SAMPLE = Sample("four", {"answer": "four"})
         (1, VerdictKind.PASS, 1.0),
         (0.25, VerdictKind.FAIL, 0.25),
         (Verdict(VerdictKind.FAIL, 0.5, "half"), VerdictKind.FAIL, 0.5),
+        (np.bool_(True), VerdictKind.PASS, 1.0),
+        (np.float32(0.25), VerdictKind.FAIL, 0.25),
+        (Verdict(VerdictKind.FAIL, np.float32(0.5), "half"), VerdictKind.FAIL, 0.5),
     ],
 )
 def test_what_a_function_returns_is_the_reward(answer, kind, reward):
     verdict = CallableVerifier(lambda completion, row: answer).verify(SAMPLE)
     assert (verdict.kind, verdict.reward) == (kind, reward)
+    assert decode(encode(verdict), Verdict) == verdict
 
 
-@pytest.mark.parametrize("answer", [None, "1", 1.01, -0.1, float("nan"), [1.0], Verdict(VerdictKind.FAIL, 2.0, "x")])
+NO_REWARDS = [
+    None,
+    "1",
+    1.01,
+    -0.1,
+    float("nan"),
+    [1.0],
+    Verdict(VerdictKind.FAIL, 2.0, "x"),
+    np.float32(2),
+    np.str_("1"),
+]
+
+
+@pytest.mark.parametrize("answer", NO_REWARDS)
 def test_what_is_no_reward_is_an_infra_error(answer):
     verdict = CallableVerifier(lambda completion, row: answer).verify(SAMPLE)
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "bad_reward")

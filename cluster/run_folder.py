@@ -1,12 +1,14 @@
 """The folder of a run: who writes it, what lies where, and how it is taken up again.
 
     RUN/job.toml         the resolved job
+        data.json        RunData: what the run learns from, by digest
         controller.json  where the controller listens (mode 0600: whoever reads it may steer the run)
         metrics.jsonl    a StepRecord or EvaluationRecord a line
         samples.jsonl    a SampleRecord a line
+        ledger.jsonl     a CommitRecord a line
         memory.json      PeakMemory: the run's so far
         summary.json     a Summary, at the end
-        report.html  checkpoints/  model/  logs/
+        report.html  checkpoints/  evaluations/  model/  logs/
 
 Lines are appended and flushed one by one; every other file is replaced whole. Only the process that called `create`
 writes. Readers (`headrace status`, the report) look at a live run at any time: a last line without its newline is one
@@ -36,12 +38,37 @@ class PeakMemory(msgspec.Struct, frozen=True):
     peak_bytes: int
 
 
+class InputDigest(msgspec.Struct, frozen=True):
+    """One file that a job names."""
+
+    key: str  # of the job: "data.train"
+    path: str
+    sha256: str  # of a data file's rows in their order, of another file's bytes
+
+
+class RunData(msgspec.Struct, frozen=True):
+    """data.json: what a run learns from. What a reward's file imports is not in it."""
+
+    files: list[InputDigest]
+
+    def check_unchanged(self, now: RunData, file: Path) -> None:
+        """Raises UserError, naming key and file, where `now` is not what this run, whose record is `file`, began with."""
+        digests = {each.key: each.sha256 for each in now.files}
+        for before in self.files:
+            if digests.get(before.key) != before.sha256:
+                raise UserError(
+                    f"--resume: {before.key}: {before.path} is not what it was when the run started; put it back as it "
+                    f"was, start another run with --job.run-dir, or remove {file} to go on all the same"
+                )
+
+
 class RunFolder:
     """Paths, readers and, after `create`, writers of one run. Use one writing instance per run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.job = path / "job.toml"
+        self.data = path / "data.json"
         self.controller = path / "controller.json"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
@@ -56,8 +83,11 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
-        return any(path.exists() for path in (self.job, self.metrics, self.summary, self.checkpoints))
+        """Whether a run was started here. Raises UserError for a path that cannot be looked at."""
+        try:
+            return any(path.exists() for path in (self.job, self.metrics, self.summary, self.checkpoints))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be a run's folder ({error.strerror})") from error
 
     def check(self, resume: bool = False) -> None:
         """Raises UserError when the folder holds a run that is not to be resumed, or none that could be."""
@@ -78,12 +108,12 @@ class RunFolder:
             self._take_lock()
             for folder in (self.checkpoints, self.logs):
                 folder.mkdir(exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            for path in (self.metrics, self.samples):
+                _cut_half_written_line(path)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise UserError(
-                f"{self.path}: the run folder cannot be made ({error.strerror}); choose another --job.run-dir"
+                f"{self.path}: the run folder cannot be made ({_reason(error)}); choose another --job.run-dir"
             ) from error
-        for path in (self.metrics, self.samples):
-            _cut_half_written_line(path)
 
     def rewind(self, step: int) -> None:
         """Drop the metrics and samples of steps after `step`: their history did not end in the weights resumed from."""
@@ -108,6 +138,13 @@ class RunFolder:
     def write_job(self, toml: str) -> None:
         atomic_write(self.job, toml.encode())
 
+    def write_data(self, data: RunData) -> None:
+        atomic_write(self.data, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+
+    def read_data(self) -> RunData | None:
+        """None for a run of a version that did not write it. Raises UserError when the file is none."""
+        return read_record(self.data, RunData) if self.data.exists() else None
+
     def write_summary(self, summary: Summary) -> None:
         atomic_write(self.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
 
@@ -116,28 +153,31 @@ class RunFolder:
 
     def read_peak_memory(self) -> int:
         """Bytes; 0 before the first measurement. Raises UserError when the file is none."""
-        return _read_file(self.memory, PeakMemory).peak_bytes if self.memory.exists() else 0
+        return read_record(self.memory, PeakMemory).peak_bytes if self.memory.exists() else 0
 
     def write_controller(self, record: msgspec.Struct) -> None:
         atomic_write(self.controller, msgspec.json.encode(record) + b"\n", mode=0o600)
 
     def read_metrics(self) -> list[StepRecord | EvaluationRecord]:
         """All complete lines, in order; empty before the first. Raises UserError at a line that is no record."""
-        return _read_lines(self.metrics, StepRecord | EvaluationRecord)
+        return read_lines(self.metrics, StepRecord | EvaluationRecord)
 
     def read_samples(self) -> list[SampleRecord]:
         """All complete lines, in order; empty before the first. Raises UserError at a line that is no record."""
-        return _read_lines(self.samples, SampleRecord)
+        return read_lines(self.samples, SampleRecord)
 
     def read_summary(self) -> Summary | None:
         """None while the run goes on. Raises UserError when the file is no summary."""
-        return _read_file(self.summary, Summary) if self.summary.exists() else None
+        return read_record(self.summary, Summary) if self.summary.exists() else None
 
     def read_controller(self, kind: type[Record]) -> Record:
         """Where the controller listens. Raises UserError when there is no controller, or the file is no `kind`."""
-        if not self.controller.exists():
-            raise UserError(f"{self.path}: no controller.json, so no run goes on here; name the folder of a live run")
-        return _read_file(self.controller, kind)
+        try:
+            return read_record(self.controller, kind)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: no controller.json, so no run goes on here; name the folder of a live run"
+            ) from error
 
     def _append(self, path: Path, records: Iterable[msgspec.Struct]) -> None:
         writer = self._writers.get(path)
@@ -205,27 +245,43 @@ def _cut_half_written_line(path: Path) -> None:
             os.truncate(path, complete)
 
 
-def _read_lines(path: Path, kind: Any) -> list[Any]:
+def read_lines(path: Path, kind: Any) -> list[Any]:
+    """The records of all complete lines; none where there is no file. Raises UserError at a line that is no `kind`."""
     records = []
     for number, line in enumerate(_complete_lines(path), start=1):
         try:
-            records.append(msgspec.convert(_nulls_to_nan(msgspec.json.decode(line)), kind))
-        except msgspec.DecodeError as error:
+            records.append(_decode_numbers(line, kind))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}:{number}: not a record of this version of headrace ({error}); remove the line"
             ) from error
     return records
 
 
+def read_record(path: Path, kind: type[Record], null_is_nan: bool = False) -> Record:
+    """The one record that a file holds. Raises UserError when it is no `kind`, OSError when it cannot be read.
+
+    `null_is_nan`: the record has numbers that may be nan, and nothing that may be None.
+    """
+    content = path.read_bytes()
+    try:
+        return _decode_numbers(content, kind) if null_is_nan else msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not what this version of headrace writes ({error}); remove the file") from error
+
+
+def _decode_numbers(content: bytes, kind: Any) -> Any:
+    return msgspec.convert(_nulls_to_nan(msgspec.json.decode(content)), kind)
+
+
 def _nulls_to_nan(value: Any) -> Any:
-    """JSON has no nan, and msgspec writes null for it; no field of a line's record can be None otherwise."""
+    """JSON has no nan, and msgspec writes null for it."""
     if isinstance(value, dict):
         return {key: _nulls_to_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nulls_to_nan(item) for item in value]
     return float("nan") if value is None else value
 
 
-def _read_file(path: Path, kind: type[Record]) -> Record:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: not what this version of headrace writes ({error}); remove the file") from error
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -21,7 +21,7 @@ from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.report import write_report
 from headrace.cluster.rollout_queue import CommitRecord
-from headrace.cluster.run_folder import RunFolder, atomic_write
+from headrace.cluster.run_folder import RunFolder, atomic_write, read_lines, read_record
 from headrace.cluster.run_records import (
     EvaluationRecord,
     GroupCounts,
@@ -78,10 +78,12 @@ class RunRecorder:
         return time.time() - self._started
 
     def resume(self, step: int, elapsed_seconds: float) -> None:
-        """Take up the history that ends in the weights of `step`; below 0, that of a run that has only begun."""
+        """Take up the history that ends in the weights of `step`, after `elapsed_seconds` of the run in processes before
+        this one; below 0, that of a run that has only begun."""
         self._folder.rewind(step)
         self._rewind_ledger(step)
-        self._started = time.time() - elapsed_seconds
+        # Put back from when this process began and not from now: its start-up counts as well.
+        self._started -= elapsed_seconds
         if step >= 0:
             self._peak_memory = self._folder.read_peak_memory()
             # Every step of the history was published once, and so was the warm start.
@@ -94,11 +96,9 @@ class RunRecorder:
         if not self._ledger.exists():
             return
         # A line without its end was being written when the process died.
-        lines = [line for line in self._ledger.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        records = [msgspec.json.decode(line, type=CommitRecord) for line in lines]
-        kept = [(line, record) for line, record in zip(lines, records, strict=True) if record.step <= step]
-        atomic_write(self._ledger, b"".join(line for line, _ in kept))
-        for _, record in kept:
+        kept = [record for record in read_lines(self._ledger, CommitRecord) if record.step <= step]
+        atomic_write(self._ledger, b"".join(msgspec.json.encode(record) + b"\n" for record in kept))
+        for record in kept:
             self._settle(record)
 
     def _settle(self, record: CommitRecord) -> None:
@@ -204,9 +204,8 @@ class RunRecorder:
     def load_results(self) -> dict[str, EvaluationResult]:
         """The evaluations made before the run was interrupted."""
         folder = self._folder.path / "evaluations"
-        return {
-            path.stem: msgspec.json.decode(path.read_bytes(), type=EvaluationResult) for path in folder.glob("*.json")
-        }
+        # A prompt of which no check ran has nan for its reward.
+        return {path.stem: read_record(path, EvaluationResult, null_is_nan=True) for path in folder.glob("*.json")}
 
     def finish(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
         """Write summary and report."""

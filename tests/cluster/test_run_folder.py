@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 import stat
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headrace.cluster.run_folder import RunFolder, atomic_write
+from headrace.cluster.run_folder import InputDigest, RunData, RunFolder, atomic_write
 from headrace.cluster.run_records import SampleRecord
 from headrace.verifiers.errors import UserError
 from tests.factories import evaluation_record, sample_record, step_record, summary
@@ -150,3 +152,31 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         atomic_write(path, "text is not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path, monkeypatch, code: int) -> None:
+    def refuse(*arguments, **options) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=rf"run: the run folder cannot be made \({os.strerror(code)}\); choose another"):
+        RunFolder(tmp_path / "run").create()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_path_that_can_be_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"the run folder cannot be made|cannot be a run's folder"):
+        RunFolder(tmp_path / name).create()
+
+
+def test_what_a_run_learns_from_is_kept_with_it(folder: RunFolder) -> None:
+    assert folder.read_data() is None
+    data = RunData(
+        [InputDigest("data.train", "/data/train.jsonl", "0a"), InputDigest("reward.function", "/r.py", "1b")]
+    )
+    folder.write_data(data)
+    assert folder.read_data() == data
+    data.check_unchanged(data, folder.data)
+    with pytest.raises(UserError, match=r"reward\.function: /r\.py is not what it was"):
+        data.check_unchanged(RunData(data.files[:1]), folder.data)

@@ -1,5 +1,8 @@
 """What a run says of itself in the end, also when it was interrupted and taken up again."""
 
+import math
+import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +10,14 @@ from rich.console import Console
 
 from headrace.cluster import run_recorder
 from headrace.cluster.display import PlainDisplay
+from headrace.cluster.evaluation import EvaluationResult
 from headrace.cluster.job_file import load_job
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.rollout_queue import CommitRecord
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import GroupCounts, Summary
+from headrace.verifiers.errors import UserError
 from tests.factories import step_record
 
 
@@ -87,3 +92,40 @@ def test_what_left_no_checkpoint_does_not_count(process):
     summary = summed_up(again, 1)
     assert (summary.weight_syncs, summary.peak_memory_bytes) == (1, 2**30)
     assert summary.groups == GroupCounts(trained=2, filtered=1, dropped=1)
+
+
+def test_the_seconds_of_a_run_count_from_the_start_of_its_processes(process):
+    for before, resumed_at in ((0.0, -1), (100.0, 5)):
+        recorder = process(2**30, 1)
+        recorder._started = time.time() - 50.0  # what came up before the recorder
+        recorder.resume(resumed_at, before)
+        assert recorder.elapsed_seconds == pytest.approx(before + 50.0, abs=10.0)
+        shutil.rmtree(recorder._folder.path)
+
+
+def test_an_evaluation_with_a_prompt_of_which_no_check_ran_is_read_back(process):
+    recorder = process(2**30, 1)
+    result = EvaluationResult([0.5, math.nan], [1.0, math.nan], 0.25, math.nan, [], 1.5)
+    recorder.evaluated("before", 0, result, 1)
+    (stored,) = recorder.load_results().items()
+    assert stored[0] == "before"
+    assert stored[1].sampled == [0.5, pytest.approx(math.nan, nan_ok=True)]
+    assert math.isnan(stored[1].greedy_pass_rate)
+
+
+def test_a_damaged_line_of_the_ledger_is_named(process):
+    recorder = process(2**30, 2)
+    train(recorder, range(1, 3))
+    with recorder._ledger.open("ab") as ledger:
+        ledger.write(b"\0\0\0\n")
+    with pytest.raises(UserError, match=r"ledger\.jsonl:3: not a record .*; remove the line$"):
+        process(2**30, 2, 2)
+
+
+def test_a_line_of_the_ledger_that_a_killed_process_left_half_written_is_dropped(process):
+    recorder = process(2**30, 2)
+    train(recorder, range(1, 3))
+    lines = recorder._ledger.read_bytes()
+    recorder._ledger.write_bytes(lines + b'{"step":3,"ver')
+    process(2**30, 2, 2)
+    assert recorder._ledger.read_bytes() == lines

@@ -169,6 +169,10 @@ def _refuse_wrong_signature(function: RewardFunction, name: str) -> None:
         signature = inspect.signature(function)
     except ValueError:  # some built-in functions tell no signature; the first call will
         return
+    if {"prompts", "completions"} == set(list(signature.parameters)[:2]):  # as other trainers call theirs
+        raise UserError(
+            f"reward function `{name}{signature}` is called as {name}(completion, row), one sample at a time; take these two"
+        )
     try:
         signature.bind("completion", {})
     except TypeError as error:

@@ -169,6 +169,11 @@ def test_a_changed_file_is_loaded_anew(tmp_path):
         ("def scores(completion, row): ...", "rewards.py:score", "did you mean `scores`"),
         ("score = 7", "rewards.py:score", "is int, not a function"),
         ("def score(completion): ...", "rewards.py:score", r"must take \(completion, row\)"),
+        (
+            "def score(prompts, completions, **kwargs): ...",
+            "rewards.py:score",
+            r"is called as score\(completion, row\), one sample at a time",
+        ),
         ("x = 1\ndef score(:", "rewards.py:score", r"rewards.py:2 does not load: SyntaxError"),
         ("x = 1\ny = 1 / 0", "rewards.py:score", r"rewards.py:2 does not load: ZeroDivisionError"),
     ],

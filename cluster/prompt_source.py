@@ -5,8 +5,10 @@ A prompt's stable name is (epoch, ordinal): `ordinal` is the row's place in the 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,31 +33,72 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
         key: the configuration key that names it, for the message.
 
     Raises:
-        UserError: missing, unreadable, empty, or a malformed line, by number.
+        UserError: missing, unreadable, empty, a malformed line, or a row that cannot cross processes, by number.
     """
-    if not path.is_file():
-        raise UserError(f"{key}: {path}: no such file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{key}: {path}: is no regular file")
         rows = pyarrow.parquet.read_table(path).to_pylist() if path.suffix == ".parquet" else list(_parse_lines(path))
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{key}: {path}: no such file") from error
+    # ValueError: bytes that are no text, or a path with a NUL in it.
+    except (OSError, pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{key}: {path}: cannot be read: {error}") from error
     if not rows:
         raise UserError(f"{key}: {path}: holds no rows")
+    for number, row in enumerate(rows, 1):
+        if wrong := _unsendable(row):
+            raise UserError(f"{path}: row {number} {wrong}")
     return rows
 
 
 def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not a JSON object: {error.msg} (column {error.colno})") from error
+                reason = f"{error.msg} (column {error.colno})"
+                raise UserError(f"{path}:{number}: not a JSON object: {reason}{_layout_hint(line)}") from error
+            except RecursionError as error:
+                raise UserError(f"{path}:{number}: is nested too deeply") from error
+            except ValueError as error:  # an integer of thousands of digits
+                raise UserError(f"{path}:{number}: cannot be read: {error}") from error
             if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: a row is a JSON object, not {type(row).__name__}")
+                what = f"a row is a JSON object, not {type(row).__name__}"
+                raise UserError(f"{path}:{number}: {what}{_layout_hint(line)}")
             yield row
+
+
+def _layout_hint(line: str) -> str:
+    """For a file that is one JSON document, or that has its objects over several lines."""
+    document = line.lstrip().startswith("[") or line.strip() == "{"
+    return "; write one object a line, with no list around them" if document else ""
+
+
+def _unsendable(row: dict[str, Any]) -> str | None:
+    """What keeps a row from crossing processes as msgpack; None where nothing does."""
+    try:
+        msgspec.msgpack.encode(row)
+    except OverflowError:
+        return "holds an integer beyond 64 bits"
+    except UnicodeEncodeError:
+        return "holds text that is not Unicode (half of a surrogate pair)"
+    except RecursionError:
+        return "is nested too deeply"
+    except TypeError as error:  # Parquet has types of its own
+        return f"holds a value that no worker can be sent: {error}"
+    return None
+
+
+def rows_digest(rows: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of rows as `read_rows` gives them: their order counts, the file's white space does not."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(msgspec.msgpack.encode(row, order="deterministic"))
+    return digest.hexdigest()
 
 
 class PromptFormat(msgspec.Struct, frozen=True):
@@ -135,7 +178,8 @@ class PromptSource:
         self._ordinals = [ordinal for ordinal in range(len(rows)) if ordinal not in excluded]
         if not self._ordinals:
             raise UserError(
-                f"{path}: no prompt fits: all are longer than {max_prompt_tokens} tokens (model.max_length)"
+                f"{path}: no prompt fits: all are longer than {max_prompt_tokens} tokens, which is what "
+                "model.max_length - rollout.max_tokens leaves"
             )
         self._order: tuple[int, list[int]] | None = None
 

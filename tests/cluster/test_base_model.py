@@ -1,9 +1,12 @@
 """Where a base model comes from, and what is refused before anything is loaded."""
 
 import json
+import socket
+import time
 from pathlib import Path
 
 import pytest
+from transformers import Gemma3Config, GPT2Config, LlamaConfig, MambaConfig
 
 from headrace.cluster import base_model
 from headrace.cluster.base_model import (
@@ -12,6 +15,9 @@ from headrace.cluster.base_model import (
     check_base_model,
     demo_gguf,
     demo_model_folder,
+    hub_answers,
+    load_config,
+    longest_context,
     resolve_base_model,
 )
 from headrace.verifiers.errors import UserError
@@ -117,3 +123,62 @@ def test_a_wheel_without_the_file_is_named(monkeypatch):
     monkeypatch.setattr(base_model, "DEMO_WHEEL", "msgspec")
     with pytest.raises(UserError, match="holds no GGUF file"):
         demo_gguf()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-that-name/model"])
+def test_a_name_that_can_be_no_path_is_refused(name):
+    with pytest.raises(UserError, match=r"^model\.base: "):
+        check_base_model(name)
+
+
+@pytest.fixture
+def hub_at(monkeypatch):
+    """The hub at an address of this machine."""
+    for proxy in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.delenv(proxy.upper(), raising=False)
+    monkeypatch.setattr(base_model.hub, "HF_HUB_OFFLINE", False)
+
+    def place(port: int) -> None:
+        monkeypatch.setattr(base_model.hub, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+    return place
+
+
+def test_a_hub_that_takes_no_connection_is_asked_once(hub_at, monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        hub_at(port)
+        assert hub_answers()
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+        assert hub_answers(), "the way through a proxy is the client's to find"
+        monkeypatch.delenv("https_proxy")
+    assert not hub_answers()
+    monkeypatch.setattr(time, "sleep", None)  # a second attempt would wait before
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_config("models/tinny", tmp_path / "job")
+    assert str(error.value).startswith(
+        f"model.base: 'models/tinny': looked for a folder {tmp_path / 'job/models/tinny'} and "
+        f"{tmp_path / 'models/tinny'}, where there is none, then on the hub: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (LlamaConfig(max_position_embeddings=256), 256),
+        (GPT2Config(n_positions=128), 128),
+        (MambaConfig(), None),
+        (
+            LlamaConfig(
+                max_position_embeddings=256,
+                rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+            ),
+            None,
+        ),
+        (Gemma3Config(text_config={"max_position_embeddings": 512}), 512),
+    ],
+)
+def test_a_models_own_context_is_known_where_nothing_scales_it(config, longest):
+    assert longest_context(config) == longest

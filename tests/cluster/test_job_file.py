@@ -93,6 +93,20 @@ def test_a_hub_id_is_no_path(write):
     assert load_job(write(), ["--model.base", "Qwen/Qwen3-0.6B"]).model.base == "Qwen/Qwen3-0.6B"
 
 
+def test_a_model_folder_is_found_without_a_dot_beside_the_file_or_in_the_working_directory(
+    write, tmp_path, monkeypatch
+):
+    path = write(changed('"smollm2-135m"', '"models/tiny"'))
+    (tmp_path / "elsewhere/models/tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_job(path).model.base == str(tmp_path / "elsewhere/models/tiny")
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    assert load_job(path).model.base == str(tmp_path / "models/tiny")
+    assert load_job(path, ["--model.base", "models/tiny"]).model.base == str(tmp_path / "elsewhere/models/tiny")
+    (tmp_path / "elsewhere/smollm2-135m").mkdir()
+    assert load_job(path, ["--model.base", "smollm2-135m"]).model.base == "smollm2-135m"
+
+
 @pytest.mark.parametrize(
     ("words", "section", "key", "value"),
     [
@@ -119,6 +133,7 @@ def test_a_command_line_value_takes_the_place_of_the_files(write, words, section
         (["--steps", "3"], "--steps: not an option of this command"),
         (["steps"], "steps: not an option of this command"),
         (["--job.steps"], "--job.steps: is missing its value"),
+        (["--job.name", "\udcff"], "'\\udcff': not UTF-8 text"),
         (
             ["--learner.warmup-steps", "101"],
             "--learner.warmup-steps: learner.warmup_steps (101) is more than job.steps (100)",
@@ -195,6 +210,29 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
             changed("max_tokens = 8", 'threads = "0-"'),
             'threads = "0-"',
             "rollout.threads: give `all`, `nobind`, or cores such",
+        ),
+        (changed("max_tokens = 8", 'threads = "0-x"'), 'threads = "0-x"', "rollout.threads: give `all`, `nobind`, or"),
+        (changed("max_tokens = 8", 'threads = "3-1"'), 'threads = "3-1"', "rollout.threads: give `all`, `nobind`, or"),
+        (changed("max_tokens = 8", 'threads = "auto"'), 'threads = "auto"', "rollout.threads: give `all`, `nobind`,"),
+        (
+            changed('stop = ["\\n"]', 'stop = [""]'),
+            'stop = [""]',
+            "rollout.stop.0: string should have at least 1 character, not ''",
+        ),
+        (
+            changed("[model]", "seed = -1\n[model]"),
+            "seed = -1",
+            "job.seed: input should be greater than or equal to 0, not -1",
+        ),
+        (
+            changed('verifier = "regex"\noptions = { pattern = "a+" }', 'function = "a\\u0000.py:b"'),
+            'function = "a\\u0000.py:b"',
+            "reward.function: holds a NUL character",
+        ),
+        (
+            changed('options = { pattern = "a+" }', 'options = { schema_path = "a\\u0000" }'),
+            'options = { schema_path = "a\\u0000" }',
+            "reward.options.schema_path: holds a NUL character",
         ),
         (
             changed("engine = { max_num_seqs = 8 }", "[rollout.engine]\ndtype = 'half'"),
@@ -275,6 +313,8 @@ def test_an_engine_that_can_be_built_is_accepted(write, lines):
         ("job = 3\n" + JOB.split("\n\n", 1)[1], "job: "),
         ("[job\n", "not TOML: "),
         ("", "is missing"),
+        pytest.param("deep = " + "[" * 100_000, "is nested too deeply", id="deep"),
+        pytest.param("steps = " + "9" * 5000, "not TOML: ", id="digits"),
     ],
 )
 def test_what_is_wrong_with_the_whole_file_is_named_with_the_file(write, text, says):
@@ -289,6 +329,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "cannot be read: Is a directory" in refusal(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'[job]\nname = "caf\xe9"\n')
     assert "not UTF-8" in refusal(tmp_path / "latin.toml")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text(JOB, encoding="utf-8-sig")
+    assert load_job(path).job.name == "letters"
 
 
 def test_values_given_in_python_are_named_by_their_key():
@@ -319,7 +365,7 @@ options = st.recursive(
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=texts,
-    stop=st.lists(texts, max_size=3),
+    stop=st.lists(texts.filter(bool), max_size=3),
     rate=st.floats(1e-12, 1.0),
     cap=st.sampled_from([1.5, float("inf")]),
     turns=st.sampled_from([True, False, "auto"]),

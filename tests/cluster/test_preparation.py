@@ -84,6 +84,16 @@ def test_a_verifier_object_takes_the_place_of_the_jobs_own(folder):
         ('{"prompt": 7}', "row 3 'prompt' is neither a string nor a list of chat messages"),
         ('{"prompt": []}', "row 3 'prompt' is neither a string nor a list of chat messages"),
         ('{"prompt": [{"content": "a"}]}', "row 3 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": "a", "n": 123456789012345678901234567890}', "row 3 holds an integer beyond 64 bits"),
+        pytest.param('{"prompt": "a", "n": ' + "9" * 5000 + "}", "train.jsonl:3: cannot be read: ", id="digits"),
+        pytest.param(
+            '{"prompt": "a", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "train.jsonl:3: is nested too deeply",
+            id="deep",
+        ),
+        ('{"prompt": "a", "gold": "\\ud800"}', "row 3 holds text that is not Unicode"),
+        ('[{"prompt": "a"}]', "train.jsonl:3: a row is a JSON object, not list; write one object a line"),
+        ("[", "; write one object a line, with no list around them"),
     ],
 )
 def test_a_row_that_is_wrong_is_named_by_its_number(folder, line, says):
@@ -104,6 +114,7 @@ def copy_of_the_tokenizer(tiny_model: Path, target: Path, template: str | None) 
     tokenizer.chat_template = template
     tokenizer.save_pretrained(target)
     (target / "config.json").write_text((tiny_model / "config.json").read_text())
+    (target / "model.safetensors").write_bytes(b"")
     return target
 
 
@@ -114,10 +125,43 @@ def test_a_model_without_a_chat_template_is_refused_with_the_key_to_set(folder, 
     assert len(prepare(job_in(folder, "--model.base", str(model), "--data.chat-template", "false")).train) == 16
 
 
-def test_a_folder_without_a_tokenizer_is_named(folder, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    assert "model.base: the tokenizer of" in refusal(job_in(folder, "--model.base", str(tmp_path / "model")))
+def model_folder(folder: Path, config: dict) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_a_folder_without_a_tokenizer_is_named(folder, tiny_model, tmp_path):
+    model = model_folder(tmp_path / "model", {**json.loads((tiny_model / "config.json").read_text())})
+    assert "model.base: the tokenizer of" in refusal(job_in(folder, "--model.base", str(model)))
+
+
+def test_a_folder_whose_configuration_says_nothing_is_named(folder, tmp_path):
+    model = model_folder(tmp_path / "model", {})
+    assert "model.base: the configuration of" in refusal(job_in(folder, "--model.base", str(model)))
+
+
+def test_a_folder_without_weights_is_named(folder, tiny_model, tmp_path):
+    model = copy_of_the_tokenizer(tiny_model, tmp_path / "model", None)
+    (model / "model.safetensors").unlink()
+    assert refusal(job_in(folder, "--model.base", str(model))).startswith(
+        f"model.base: {model}: the folder holds no weights"
+    )
+
+
+def test_a_model_of_another_kind_is_named_with_its_kind(folder, tmp_path):
+    model = model_folder(tmp_path / "model", {"model_type": "t5"})
+    assert refusal(job_in(folder, "--model.base", str(model))).endswith(
+        "is no causal language model: it has a T5Config"
+    )
+
+
+def test_a_context_beyond_the_models_own_is_refused_with_the_key(folder):
+    assert refusal(job_in(folder, "--model.max-length", "257")).startswith(
+        "model.max_length: 257 tokens are more than "
+    )
+    assert prepare(job_in(folder, "--model.max-length", "256")).job.model.max_length == 256
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.held-out", "warm-start.data"])
@@ -132,6 +176,20 @@ def test_a_file_without_rows_or_with_bytes_that_are_no_text_is_named(folder):
     (folder / "train.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     assert "data.train: " in refusal(job_in(folder))
     assert "cannot be read" in refusal(job_in(folder))
+
+
+def test_what_is_no_regular_file_is_named(folder):
+    for path in (folder, Path("/dev/null")):
+        assert refusal(job_in(folder, "--data.train", str(path))) == f"data.train: {path}: is no regular file"
+
+
+def test_a_path_that_can_be_no_file_is_named(folder):
+    assert "File name too long" in refusal(job_in(folder, "--data.train", "x" * 5000))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(folder):
+    (folder / "train.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8-sig")
+    assert read_rows(folder / "train.jsonl", "data.train") == [{"prompt": "a"}]
 
 
 def test_parquet_rows_are_rows_and_a_broken_parquet_file_is_named(folder):
@@ -196,7 +254,26 @@ def test_a_prompt_may_fill_the_context_up_to_the_completion_and_no_token_more(fo
 
 def test_a_file_of_which_nothing_fits_is_refused(folder):
     write_rows(folder / "train.jsonl", [{"prompt": "x" * 200}])
-    assert "no prompt fits" in refusal(job_in(folder))
+    assert "no prompt fits: all are longer than 88 tokens, which is what model.max_length - rollout.max_tokens " in (
+        refusal(job_in(folder))
+    )
+
+
+def test_the_data_of_a_job_is_known_by_its_rows_and_the_bytes_of_the_rewards_file(folder):
+    words = ("--warm-start.data", str(folder / "warm.jsonl"))
+    write_rows(folder / "warm.jsonl", [{"prompt": "a", "completion": "b"}])
+    first = prepare(job_in(folder, *words)).data
+    assert [each.key for each in first.files] == ["data.train", "data.held_out", "warm_start.data", "reward.function"]
+    path = folder / "train.jsonl"
+    path.write_text(path.read_text().replace(": ", ":   ") + "\n\n")
+    assert prepare(job_in(folder, *words)).data == first
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    again = prepare(job_in(folder, *words)).data
+    changed = [old.key for old, new in zip(first.files, again.files, strict=True) if old != new]
+    assert changed == ["data.train", "data.held_out"]
+    (folder / "rewards.py").write_text((folder / "rewards.py").read_text() + "\n")
+    assert prepare(job_in(folder, *words)).data.files[-1] != first.files[-1]
 
 
 def warm_job(folder: Path, rows: list, *words: str) -> JobConfig:
@@ -220,6 +297,7 @@ def test_warm_start_examples_are_prompt_and_completion_with_the_token_that_ends_
         ({"prompt": "a", "completion": ""}, "warm.jsonl: row 2 has no 'completion' text"),
         ({"completion": "a"}, "warm.jsonl: row 2 has no 'prompt' field"),
         ({"prompt": "a", "completion": "x" * 90}, "warm.jsonl: row 2 is longer than model.max_length (96 tokens)"),
+        ({"prompt": "a", "completion": "\ud800"}, "warm.jsonl: row 2 holds text that is not Unicode"),
     ],
 )
 def test_a_warm_start_row_that_is_wrong_is_named_by_its_number(folder, row, says):

@@ -1,4 +1,9 @@
-"""The `headrace` command. Wrong input is one line on stderr and exit status 2; a run that fails is exit status 1."""
+"""The `headrace` command.
+
+Headrace trains language models by reinforcement learning from checks that can be run: generators, verifiers and the
+learner work side by side as pools on a Ray cluster. `headrace run job.toml` trains; the other commands look at a run,
+steer it, and take its weights out.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ import typer
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
+from headrace.cluster.display import make_display
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.pool import RunFailed, first_line
@@ -22,7 +28,12 @@ from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+HELP = (__doc__ or "").split("\n\n", 1)[-1]
+EXIT_STATUSES = "Exit status: 0 done, 1 the run failed, 2 wrong input (one line on stderr says what), 130 stopped."
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_STATUSES
+)
 log = structlog.get_logger()
 
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder, such as runs/demo.")]
@@ -40,10 +51,16 @@ def run(
     if print_config:
         sys.stdout.write(dump_job(config))
         return
+    display = make_display(Console())
+    display.event("loading torch and transformers")
     # Here, and not above: torch and transformers take seconds to load, and only this command and `export` need them.
-    from headrace.cluster.trainer import run_job
+    try:
+        from headrace.cluster.trainer import run_job
+    except BaseException:
+        display.close()
+        raise
 
-    run_job(config, resume=resume, started=psutil.Process().create_time())
+    run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
 
 
 @app.command()
@@ -94,13 +111,21 @@ def main() -> None:
         cause = error.cause if isinstance(error, RayTaskError) else error
         sys.stderr.write(f"headrace: {cause}\n")
         sys.exit(2)
-    except (RunFailed, RayError, TimeoutError) as error:
-        log.error("run_failed", exc_info=True)
+    except (RunFailed, RayError, OSError) as error:  # OSError: a full disk, or a time that was out
         sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {first_line(error)}\n")
+        _log_failure()
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.stderr.write("headrace: stopped\n")
         sys.exit(130)
+
+
+def _log_failure() -> None:
+    """The failure that is being handled, with its trace."""
+    try:
+        log.error("run_failed", exc_info=True)
+    except OSError as error:
+        sys.stderr.write(f"headrace: and its trace cannot be written to the log: {error.strerror}\n")
 
 
 if __name__ == "__main__":

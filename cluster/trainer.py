@@ -56,7 +56,7 @@ def run_job(
     *,
     resume: bool = False,
     verifier: Verifier | None = None,
-    console: Console | None = None,
+    display: Display | None = None,
     engine_class: str = VLLM_ENGINE,
     started: float | None = None,
 ) -> Summary | None:
@@ -65,6 +65,7 @@ def run_job(
     Args:
         resume: take up the run in the job's run folder.
         verifier: in place of the job's `[reward]`.
+        display: shows the run, and is closed with it; by default one on the standard output is made.
         engine_class: what generates; another one than vLLM's is for tests and simulation.
         started: Unix time that the run's seconds count from; now, unless the caller began earlier.
 
@@ -72,14 +73,16 @@ def run_job(
         UserError: the input is wrong, found before a model is loaded.
     """
     started = time.time() if started is None else started
+    display = make_display(Console()) if display is None else display
     folder = RunFolder(run_folder_of(job))
-    folder.check(resume)
-    if resume:
-        check_compatible(job, folder)
-    display = make_display(console or Console())
     summary = None
     try:
+        folder.check(resume)
+        if resume:
+            check_compatible(job, folder)
         prepared = prepare(job, verifier, display.event)
+        if resume and (before := folder.read_data()):
+            before.check_unchanged(prepared.data, folder.data)
         check_port(job.metrics.host, job.metrics.port)
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
@@ -87,11 +90,14 @@ def run_job(
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
+            folder.write_data(prepared.data)
             with Interrupts() as interrupts:
                 summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
     finally:
-        folder.close()
-        display.close(summary)
+        try:
+            folder.close()
+        finally:
+            display.close(summary)
     return summary
 
 
@@ -294,4 +300,12 @@ class GRPOTrainer:
         """
         self._values["job"]["steps"] = num_steps
         self.job = check_job(self._values)
+        folder = RunFolder(run_folder_of(self.job))
+        if resume and not folder.holds_run:
+            raise UserError(f"{folder.path}: there is no run to resume here; start one with train({num_steps})")
+        if folder.holds_run and not resume:
+            raise UserError(
+                f"{folder.path}: already holds a run; go on with train({num_steps}, resume=True), or give GRPOTrainer "
+                "another run_dir"
+            )
         return run_job(self.job, resume=resume, verifier=self._verifier)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from rich.console import Console
 
+from headrace.cluster import trainer
+from headrace.cluster.display import PlainDisplay
 from headrace.cluster.endpoint import ScaleRequest
 from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.preparation import prepare
@@ -17,6 +20,7 @@ from headrace.cluster.trainer import (
     cut_notice,
     on_interrupt,
     run_folder_of,
+    run_job,
     scaler,
     too_long_notice,
 )
@@ -104,6 +108,19 @@ def test_training_takes_the_number_of_steps_and_checks_the_data_before_anything_
         trainer.train(num_steps=0)
 
 
+def test_a_folder_that_holds_a_run_is_refused_in_pythons_words(letters_job):
+    run_dir = letters_job.parent / "run"
+    trainer = GRPOTrainer("smollm2-135m", "a.jsonl", reward, run_dir=run_dir)
+    with pytest.raises(UserError, match=r"no run to resume here; start one with train\(7\)$"):
+        trainer.train(7, resume=True)
+    (run_dir / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        trainer.train(7)
+    assert str(error.value) == (
+        f"{run_dir}: already holds a run; go on with train(7, resume=True), or give GRPOTrainer another run_dir"
+    )
+
+
 def test_a_run_without_a_folder_of_its_own_is_named_after_the_job(letters_job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     letters_job.write_text(letters_job.read_text().replace(f'run_dir = "{tmp_path / "run"}"\n', ""))
@@ -149,6 +166,48 @@ def test_what_a_job_learns_may_not_change_when_it_resumes(letters_job, started, 
     with pytest.raises(UserError, match=rf"^--resume: {key} is ") as error:
         check_compatible(load_job(letters_job, words), started)
     assert str(started.path) in str(error.value)
+
+
+class ClusterWanted(Exception):
+    """The job was not refused."""
+
+
+@pytest.fixture
+def resume(letters_job, started, monkeypatch):
+    """Take up the run in the folder, as far as the cluster."""
+
+    def no_cluster(job) -> None:
+        raise ClusterWanted
+
+    monkeypatch.setattr(trainer, "ray_cluster", no_cluster)
+    display = PlainDisplay(Console(quiet=True), lambda: 0.0)
+    return lambda: run_job(load_job(letters_job), resume=True, display=display)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "key"),
+    [
+        ("train.jsonl", '{"prompt": "another"}\n', "data.train"),
+        ("rewards.py", "def score(completion, row):\n    return 0.5\n", "reward.function"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(letters_job, started, resume, file, text, key):
+    started.write_data(prepare(load_job(letters_job)).data)
+    with pytest.raises(ClusterWanted):
+        resume()
+    path = letters_job.parent / file
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=rf"^--resume: {key}: {path} is not what it was when the run started; "
+    ) as error:
+        resume()
+    assert str(error.value).endswith(f"remove {started.data} to go on all the same")
+
+
+def test_a_run_of_a_version_that_kept_no_digests_resumes(started, resume):
+    assert not started.data.exists()
+    with pytest.raises(ClusterWanted):
+        resume()
 
 
 def test_every_key_that_may_change_is_a_key_of_the_job(letters_job):

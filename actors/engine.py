@@ -24,7 +24,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     dtype: str
     seed: int
     tensor_parallel_size: int = 1
-    threads: str = "all"  # CPU only: cores, see RolloutSection.threads
+    threads: str = "nobind"  # CPU only: cores, see RolloutSection.threads
     kv_cache_bytes: int = 2**30  # CPU only
     on_gpu: bool = False
     local_host: str = "127.0.0.1"

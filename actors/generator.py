@@ -295,6 +295,8 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
         "VLLM_CPU_OMP_THREADS_BIND": everything if settings.threads == "all" else settings.threads,
+        # Ray's own choice is one thread for each CPU that the actor asks for.
+        **({"OMP_NUM_THREADS": str(share)} if settings.threads == "nobind" else {}),
         **(_one_process(settings.threads, cores) if settings.tensor_parallel_size == 1 else {}),
     }
 

@@ -25,18 +25,12 @@ from benchmarks.headrace_run import Measured, measure
 
 HERE = Path(__file__).parent
 GOALS = {"booking": 3.0, "distinct": 2.2}
-DEFAULT_PLACEMENT = "turns, each on all cores (default)"
+DEFAULT_PLACEMENT = "side by side, unbound engine (default)"
 PLACEMENTS = {
-    "side by side, each on all cores": ("--placement.take_turns", "false"),
-    "side by side, unbound engine": ("--placement.take_turns", "false", "--rollout.threads", "nobind"),
-    "side by side, one core each": (
-        "--placement.take_turns",
-        "false",
-        "--rollout.threads",
-        "0",
-        "--learner.threads",
-        "1",
-    ),
+    "side by side, engine bound to all cores": ("--rollout.threads", "all"),
+    "side by side, one core each": ("--rollout.threads", "0-0", "--learner.threads", "1"),
+    "turns, unbound engine": ("--placement.take_turns", "true"),
+    "turns, engine bound to all cores": ("--placement.take_turns", "true", "--rollout.threads", "all"),
 }
 
 

@@ -167,7 +167,7 @@ class RolloutSection(Section):
     """Ray GPUs that one generator asks for; 0: the CPU engine."""
     memory_bytes: int = Field(default=0, ge=0)
     """Ray memory that one generator asks for."""
-    threads: str = "all"
+    threads: str = "nobind"
     """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`; with tensor parallelism
     one a worker, `0-3|4-7`."""
     kv_cache_bytes: int | None = Field(default=None, gt=0)
@@ -246,8 +246,8 @@ class PlacementSection(Section):
     local_cpus: int | None = Field(default=None, ge=1)
     """Ray CPUs of the cluster that a run starts for itself. They are counted, not reserved, and pools on one machine share
     its cores; default: 8 or the cores, whichever is more."""
-    take_turns: Literal[True, False, "auto"] = "auto"
-    """Generators stand still while the learner steps. For pools on the same cores, where they only disturb each other;
+    take_turns: Literal[True, False, "auto"] = False
+    """Generators stand still while the learner steps, for pools on the same cores (docs/architecture.md has what it costs);
     `auto`: when generators and learner have no GPU and share a node."""
     restarts: int = Field(default=20, ge=0)
     """Members of one pool that may die and be replaced before the pool is given up."""

@@ -314,9 +314,11 @@ def test_an_engine_on_a_cpu_computes_where_the_job_says():
     free = engine_environment(EngineSettings("m", 64, "float32", 0, threads="nobind"))
     assert "GOMP_CPU_AFFINITY" not in free
     assert int(free["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
-    everything = engine_environment(EngineSettings("m", 64, "float32", 0))["VLLM_CPU_OMP_THREADS_BIND"]
+    everything = engine_environment(EngineSettings("m", 64, "float32", 0, threads="all"))["VLLM_CPU_OMP_THREADS_BIND"]
     assert {int(core) for core in everything.split(",")} == os.sched_getaffinity(0)
-    split = engine_environment(EngineSettings("m", 64, "float32", 0, tensor_parallel_size=2))
+    split = engine_environment(EngineSettings("m", 64, "float32", 0, threads="all", tensor_parallel_size=2))
     assert split["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 1
     assert "OMP_NUM_THREADS" not in split  # vLLM sets it for each of its worker processes
+    shared = engine_environment(EngineSettings("m", 64, "float32", 0, tensor_parallel_size=2))
+    assert int(shared["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     assert "VLLM_CPU_OMP_THREADS_BIND" not in engine_environment(EngineSettings("m", 64, "bfloat16", 0, on_gpu=True))

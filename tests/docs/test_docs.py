@@ -235,7 +235,7 @@ def messages(heading: str) -> list[str]:
 
 def missing_parts(message: str, source: str) -> list[str]:
     """Parts of a message, between its placeholders, that stand nowhere in the code."""
-    parts = re.split(r"\bN\b|\d+|\.\.\.|HOST|PORT|REASON|(?<=\()|(?=\))", message)
+    parts = re.split(r"\b[NM]\b|\d+|\.\.\.|HOST|PORT|REASON|(?<=\()|(?=\))", message)
     missing = []
     for part in parts:
         name, colon, rest = part.partition("Error: ") if "Error: " in part else part.partition("Failed: ")

@@ -136,7 +136,7 @@ def test_a_cluster_that_other_jobs_fill_is_not_waited_for(letters_job, fake, mon
         pass
     free["n"] = {"CPU": 0.5}
     with (
-        pytest.raises(UserError, match=r"no place for .*Left once .*0\.5 CPU.*other jobs hold the rest"),
+        pytest.raises(UserError, match=r"no place for rollout-0 .*other jobs hold the rest"),
         ray_cluster(load_job(letters_job)),
     ):
         pass

@@ -15,7 +15,7 @@ Admission (the AReaL capacity rule, arXiv 2505.24298): a generator that holds we
 
 where `accepted` are the groups trained, taken or ready. Staleness is thereby bounded before anything is generated, and
 nothing is generated to be thrown away. The rule alone does not bound a group that runs longer than others: `take` also
-waits for a running group that would be too old one step later. `queue_actor.py` puts Ray round this.
+waits until what it leaves behind can be trained in time by the steps that follow. `queue_actor.py` puts Ray round this.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ class RolloutQueue(Generic[Payload]):
         return running.lease.prompt
 
     def take(self) -> list[Ready[Payload]] | None:
-        """The groups of one step, oldest leases first; None while there are too few of them, or while a group still runs
-        that would be too stale for any later step.
+        """The groups of one step, oldest first; None while there are too few of them, or while others still run that would
+        be too stale when later steps have room for them.
 
         Raises:
             RuntimeError: the step before was not committed.
@@ -198,14 +198,25 @@ class RolloutQueue(Generic[Payload]):
             raise RuntimeError("take: the groups of the step before were not committed")
         if len(self._ready) < self.plan.groups_per_step:
             return None
-        # Left out of this step, it would be max_staleness + 1 versions old in the next one. Admission granted no more than
-        # one step's worth of such groups, so there is room for it.
-        if any(running.version <= self.version - self.plan.max_staleness for running in self._running.values()):
-            return None
         self._ready.sort(key=lambda ready: (ready.numbers.oldest_version, ready.lease_id))
-        self._taken = self._ready[: self.plan.groups_per_step]
-        self._ready = self._ready[self.plan.groups_per_step :]
+        left = self._ready[self.plan.groups_per_step :]
+        if not self._fit_later(
+            [ready.numbers.oldest_version for ready in left] + [running.version for running in self._running.values()]
+        ):
+            return None
+        self._taken, self._ready = self._ready[: self.plan.groups_per_step], left
         return list(self._taken)
+
+    def _fit_later(self, versions: list[int]) -> bool:
+        """Whether the steps after the next one can train groups of these versions before any of them is too stale.
+
+        Oldest first is the best order, so the i-th oldest is trained at version `self.version + 1 + i // groups_per_step`.
+        Admission and this rule together keep room for every group: once those that are waited for have come back, it holds.
+        """
+        return all(
+            self.version + 1 + place // self.plan.groups_per_step - version <= self.plan.max_staleness
+            for place, version in enumerate(sorted(versions))
+        )
 
     def take_filtered(self) -> list[GroupNumbers]:
         """The numbers of the groups filtered since the last call: what they cost belongs in the step's metrics."""

@@ -106,15 +106,29 @@ def test_what_a_step_took_but_did_not_commit_is_outstanding_in_the_ledger():
 
 
 def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later():
-    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=0, groups_per_step=1))
-    slow = queue.lease("g", 0, now=0.0)
-    queue.plan = queue_plan(max_staleness=0, groups_per_step=2)
-    fast = queue.lease("g", 0, now=0.0)
-    queue.plan = queue_plan(max_staleness=0, groups_per_step=1)
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=1, groups_per_step=1))
+    slow, fast = (queue.lease("g", 0, now=0.0) for _ in range(2))
     queue.submit(fast.id, numbers(fast), "fast")
-    assert queue.take() is None, "the slow group would be stale in the next step"
+    assert [ready.payload for ready in queue.take()] == ["fast"]
+    queue.commit(1)
+    third = queue.lease("g", 1, now=0.0)
+    queue.submit(third.id, numbers(third, version=1), "third")
+    assert queue.take() is None, "the slow group would be two versions old in the next step"
     queue.submit(slow.id, numbers(slow), "slow")
-    assert queue.take() is not None
+    assert [ready.payload for ready in queue.take()] == ["slow"]
+
+
+def test_take_leaves_later_steps_the_room_that_older_groups_need():
+    queue = RolloutQueue(SOURCE, queue_plan(max_staleness=2, groups_per_step=1))
+    first, second, third = (queue.lease("g", 0, now=0.0) for _ in range(3))
+    queue.submit(first.id, numbers(first), "first")
+    queue.take()
+    queue.commit(1)
+    newer = queue.lease("g", 1, now=0.0)
+    queue.submit(newer.id, numbers(newer, version=1), "newer")
+    assert queue.take() is None, "with this step gone, the second and the third would share the last that is in time"
+    queue.submit(second.id, numbers(second), "second")
+    assert [ready.payload for ready in queue.take()] == ["second"]
 
 
 def test_take_prefers_the_group_of_the_oldest_weights_to_the_one_that_came_back_first():
@@ -166,6 +180,8 @@ class Simulation:
     def take_and_commit(self) -> None:
         taken = self.queue.take()
         if taken is None:
+            full = self.queue.ready >= self.queue.plan.groups_per_step
+            assert self.queue.leased or not full, "nothing runs, and still the step is not given its groups"
             return
         self.staleness += [self.queue.version - ready.numbers.oldest_version for ready in taken]
         self.step += 1

@@ -120,7 +120,7 @@ def test_take_waits_for_a_running_group_that_would_be_too_stale_one_step_later()
 
 def test_take_leaves_later_steps_the_room_that_older_groups_need():
     queue = RolloutQueue(SOURCE, queue_plan(max_staleness=2, groups_per_step=1))
-    first, second, third = (queue.lease("g", 0, now=0.0) for _ in range(3))
+    first, second, _third = (queue.lease("g", 0, now=0.0) for _ in range(3))
     queue.submit(first.id, numbers(first), "first")
     queue.take()
     queue.commit(1)

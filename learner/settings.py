@@ -33,9 +33,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     betas: tuple[float, float] = (0.9, 0.99)
     grad_clip: float = 1.0
 
-    dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
-    )
+    dtype: str = "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
     serving_dtype: str = "bfloat16"  # of the exported model
     dithered_rounding: bool = True  # of the weights that are sent and exported: learner/rounding.py
     max_tokens_per_pack: int = 2048
@@ -49,7 +47,10 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return torch_dtype(self.dtype, "learner.dtype")
+        """Raises UserError for a dtype that gradients would underflow in."""
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"learner.dtype: {self.dtype!r} cannot be trained in: give float32 or bfloat16")
+        return DTYPES[self.dtype]
 
     @property
     def gathers_once(self) -> bool:

@@ -184,7 +184,7 @@ async def test_a_broken_transfer_leaves_the_engine_with_its_weights_and_able_to_
 async def test_an_engine_that_cannot_be_started_says_why_to_the_user(exported, monkeypatch):
     from headrace.actors import vllm_engine
 
-    with pytest.raises(UserError, match="no engine argument 'max_num_seq'; did you mean 'max_num_seqs'"):
+    with pytest.raises(UserError, match="no engine argument `max_num_seq`; did you mean `max_num_seqs`"):
         vllm_engine.engine_arguments(EngineSettings("m", 64, "float32", 0, options={"max_num_seq": 2}))
 
     too_long = EngineSettings(exported, 100_000, "float32", 0)

@@ -45,6 +45,7 @@ def fake(monkeypatch, tmp_path) -> FakeRay:
     fake = FakeRay()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process have a cluster
     monkeypatch.setattr(ray, "init", fake.init)
     monkeypatch.setattr(ray, "shutdown", fake.shutdown)
     monkeypatch.setattr(ray, "nodes", lambda: [NODE])

@@ -175,7 +175,7 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
         ("malformed_call", RIGHT + ' {"name": "cancel", "arguments": {"id": "7"}, "x": 1}'),
         ("malformed_call", RIGHT + ' or {"name": "cancel", "argum'),
         ("malformed_call", tagged(RIGHT) + " " + call("cancel", id="7")),
-        ("malformed_call", call("cancel", id="7") + " " + tagged(RIGHT)),
+        ("extra_call", call("cancel", id="7") + " " + tagged(RIGHT)),
         ("malformed_call", RIGHT + "{" * 1000),
         ("extra_call", RIGHT + " {see above} " + call("cancel", id="7")),
         ("extra_call", f"[{RIGHT}] {RIGHT}"),

@@ -210,7 +210,7 @@ class Controller:
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, ChecksFailed, or what ended a pool."""
         patience = 2 * self._job.rollout.lease_seconds
-        deadline, settled = time.monotonic() + patience, -1
+        deadline, usable = time.monotonic() + patience, -1
         queue = self._fleet.queue
         while True:
             try:
@@ -219,8 +219,8 @@ class Controller:
             except TakeTimeout as error:
                 if self._stop.is_set():
                     raise Stopped from error
-                before, settled = settled, await self._settled_groups()
-                if settled != before:  # slow, but it moves
+                before, usable = usable, await self._usable_groups()
+                if usable != before:  # slow, but it moves
                     deadline = time.monotonic() + patience
                 elif time.monotonic() > deadline:
                     raise StalledError(
@@ -229,10 +229,10 @@ class Controller:
             except RunFailed as error:
                 raise original(error) from None
 
-    async def _settled_groups(self) -> int:
-        """Groups that have come back since the run began, whatever became of them."""
+    async def _usable_groups(self) -> int:
+        """Groups that have come back for a step since the run began; where all are filtered or dropped, nothing moves."""
         status: QueueStatus = await asyncio.wait_for(self._fleet.queue.status.remote(), QUEUE_SECONDS)
-        return status.ready + status.trained + status.filtered + status.dropped
+        return status.ready + status.trained
 
     async def _train(self, batch: Batch) -> StepReport:
         step = self._step + 1

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import msgspec
 import psutil
@@ -30,6 +30,7 @@ CONNECT_SECONDS = 5.0
 FREE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # for the processes of a cluster of our own to end by themselves
+KILLED_SECONDS = 10.0  # for a killed process to be gone
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
 
 
@@ -49,7 +50,7 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
         raise UserError(
             "Ray: this process has called ray.init already, and a run does that itself; ray.shutdown() first"
         )
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or None
     if address:
         check_answers(address)
     # A worker that dies takes the processes that it started with it: an engine is two of them.
@@ -117,14 +118,19 @@ def leave(scratch: str | None) -> None:
     """Leave the cluster. Of one of our own (its files are in `scratch`) nothing stays: no process, and no shared memory of
     one that was killed in the middle of something, as a second Ctrl-C does."""
     roots = [] if scratch is None else [each for each in psutil.Process().children() if started_in(each, scratch)]
-    family = [member for root in roots for member in (root, *root.children(recursive=True))]
-    segments = {name for root in roots for name in segments_of(root.pid)}
+    family: list[psutil.Process] = []
+    segments: set[str] = set()
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            family += [root, *root.children(recursive=True)]
+            segments.update(segments_of(root.pid))
     ray.shutdown()
     _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
     for process in alive:
         log.warning("process_killed", pid=process.pid, waited_seconds=END_SECONDS)
-        process.kill()
-    psutil.wait_procs(alive, timeout=END_SECONDS)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=KILLED_SECONDS)
     release(segments)
 
 

@@ -128,9 +128,14 @@ def _further_calls(text: str, position: int) -> Iterator[tuple[Any, int, int]]:
                 raise
             position = start + 1
             continue
-        if isinstance(value, dict) and not value.keys().isdisjoint(("name", "arguments")):
+        if isinstance(value, dict) and _means_a_call(value):
             yield value, start, end
         position = end
+
+
+def _means_a_call(value: dict[str, Any]) -> bool:
+    keys, call_keys = value.keys(), {"name", "arguments"}
+    return keys >= call_keys or (bool(keys) and keys <= call_keys)
 
 
 def _joined(parts: list[str]) -> str:

@@ -31,10 +31,12 @@ def over_ray(error: Exception) -> Exception:
 
 
 class FakeQueue:
-    """Each take costs a second of `now`; a group is dropped at the seconds in `arrivals`."""
+    """Each take costs a second of `now`; a group comes back at each second in `arrivals`, for a step or, with
+    `filtered`, of no use."""
 
-    def __init__(self, arrivals: set[int], answers: dict[int, Any]) -> None:
+    def __init__(self, arrivals: set[int], answers: dict[int, Any], *, filtered: bool = False) -> None:
         self.now = 0
+        self.filtered = filtered
         self.arrivals = arrivals
         self.answers = answers
         self.take, self.status = Remote(self._take), Remote(self._status)
@@ -50,7 +52,8 @@ class FakeQueue:
         return answer
 
     async def _status(self) -> QueueStatus:
-        return queue_status(dropped=sum(arrival <= self.now for arrival in self.arrivals))
+        arrived = sum(arrival <= self.now for arrival in self.arrivals)
+        return queue_status(filtered=arrived) if self.filtered else queue_status(ready=arrived)
 
 
 async def take(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -73,6 +76,12 @@ async def test_a_step_whose_groups_stop_arriving_is_given_up_with_what_the_queue
         await take(queue, monkeypatch)
     assert str(stalled.value) == "no group for step 5 within twice rollout.lease_seconds: 0 of 2 groups ready"
     assert queue.now == 18 + 2 * LEASE_SECONDS + 1
+
+
+async def test_a_step_whose_groups_are_all_filtered_is_given_up(monkeypatch):
+    queue = FakeQueue(arrivals={18, 36, 54}, answers={70: "batch"}, filtered=True)
+    with pytest.raises(StalledError):
+        await take(queue, monkeypatch)
 
 
 async def test_checks_that_all_fail_end_the_run_with_the_queues_own_line(monkeypatch):

@@ -180,6 +180,7 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
         ("extra_call", RIGHT + " {see above} " + call("cancel", id="7")),
         ("extra_call", f"[{RIGHT}] {RIGHT}"),
         ("match", RIGHT + ' {see above}, as {"a": 1}'),
+        ("match", RIGHT + ' for {"name": "Dana", "party": 4}'),
     ],
 )
 def test_no_second_call_hides_in_allowed_text(tools_file, reason, completion):

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import ray
 import structlog
+from ray.exceptions import RayError
 
 from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed, original
+from headrace.cluster.pool import RunFailed, first_line, original
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
@@ -168,7 +169,7 @@ class Controller:
                 with self._phase(
                     f"waiting for the {self._job.algorithm.groups_per_step} groups of step {self._step + 1}"
                 ):
-                    batch = await self._take()
+                    batch = await self._take_or_save()
                 times.mark("wait")
                 if turns:
                     # A frozen engine cannot show that it holds the version before: that ends first.
@@ -206,6 +207,15 @@ class Controller:
         if self._publishing is not None:
             self._publishing.cancel()
             await asyncio.gather(self._publishing, return_exceptions=True)
+
+    async def _take_or_save(self) -> Batch:
+        """As `_take`; what is learned is saved before a failure of the others ends the run, such as checks that are out."""
+        try:
+            return await self._take()
+        except RunFailed:
+            await self._forget_publishing()
+            await self._save_before_the_end()
+            raise
 
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, ChecksFailed, or what ended a pool."""
@@ -277,6 +287,16 @@ class Controller:
             self._checkpoints.complete(CheckpointState(self._step, self._recorder.elapsed_seconds, ledger))
         self._saved_step = self._step
         self._recorder.event(f"checkpoint of step {self._step} written in {seconds:.1f} s")
+
+    async def _save_before_the_end(self) -> None:
+        try:
+            await self._save()
+        except (RunFailed, RayError, OSError) as error:  # OSError: a deadline that has passed, or a full disk
+            log.error("checkpoint_failed", step=self._step, exc_info=True)
+            self._recorder.event(f"step {self._step} is not saved: {type(error).__name__}: {first_line(error)}")
+        else:
+            if self._saved_step > 0:
+                self._recorder.event(f"step {self._step} is saved: go on with --resume when the cause is mended")
 
     async def _evaluate(self, label: str) -> None:
         if self._evaluator is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -75,18 +75,18 @@ class Evaluator:
         jobs = [Lease(-next(ids), p, self.samples, self._sampling) for p in self.prompts]
         jobs += [Lease(-next(ids), p, 1, self._greedy) for p in self.prompts]
         results: dict[int, Group] = {}
-        errors: Counter[str] = Counter()  # by prompt id
-        waiting = list(reversed(jobs))
+        errors: Counter[int] = Counter()  # by lease id
+        waiting = deque(jobs)
 
         async def serve(member: Member) -> None:
             while waiting:
-                lease = waiting.pop()
+                lease = waiting.popleft()
                 try:
                     _, payload = await asyncio.wait_for(member.handle.generate.remote(lease), PROMPT_SECONDS)
                 except (RayError, TimeoutError) as error:
-                    waiting.append(lease)
+                    waiting.append(lease)  # behind the others: it may well be another member's turn then
                     if isinstance(error, RayTaskError) and not isinstance(error, EngineDied):
-                        note_error(errors, lease.prompt.id, error)
+                        note_error(errors, lease, error)
                         continue
                     member.fail(f"{type(error).__name__} in an evaluation")
                     log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)
@@ -122,12 +122,12 @@ class Evaluator:
         )
 
 
-def note_error(errors: Counter[str], prompt_id: str, error: RayTaskError) -> None:
-    """Count an error of the call itself, which the next generator makes too. Raises EvaluationFailed at the last attempt."""
-    errors[prompt_id] += 1
-    log.warning("evaluation_call_failed", prompt=prompt_id, attempt=errors[prompt_id], error=first_line(error))
-    if errors[prompt_id] == ATTEMPTS:
-        raise EvaluationFailed(f"prompt {prompt_id} failed {ATTEMPTS} times: {first_line(error)}") from error
+def note_error(errors: Counter[int], lease: Lease, error: RayTaskError) -> None:
+    """Count an error of the call itself, which any generator makes. Raises EvaluationFailed at the last attempt."""
+    errors[lease.id] += 1
+    log.warning("evaluation_call_failed", prompt=lease.prompt.id, attempt=errors[lease.id], error=first_line(error))
+    if errors[lease.id] == ATTEMPTS:
+        raise EvaluationFailed(f"prompt {lease.prompt.id} failed {ATTEMPTS} times: {first_line(error)}") from error
 
 
 def group_reward(group: Group) -> float:

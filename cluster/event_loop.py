@@ -31,6 +31,9 @@ def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
 class Interrupts:
     """SIGINT and SIGTERM as calls in the run's event loop, while the `with` block goes on.
 
+    A first signal that comes before the loop is kept for it, so that what is being started can be ended in order; a second
+    one ends the start with KeyboardInterrupt. What is done after the loop, ending what was started, is not interrupted.
+
     Python runs signal handlers in the main thread, whatever it waits for, and only there can they be set: a run that is
     started from another thread gets none.
     """
@@ -44,6 +47,11 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
         return self
+
+    def take_back(self) -> None:
+        """The signals are ours again, whoever took them meanwhile: Ray does as it starts a cluster."""
+        for number in self._before:
+            signal.signal(number, self._arrived)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -64,7 +72,9 @@ class Interrupts:
             take()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if self._take is None:
-            self._early += 1
-        else:
+        if self._take is not None:
             self._take()
+            return
+        self._early += 1
+        if self._early == 2:
+            raise KeyboardInterrupt

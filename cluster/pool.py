@@ -152,6 +152,7 @@ class ElasticPool:
         self._end_actor = end
         self._check_room = check_room
         self._moved = asyncio.Event()
+        self._proven = False  # a member has served, so a member can
         self.failure: BaseException | None = None
 
     @property
@@ -239,6 +240,7 @@ class ElasticPool:
     async def set_state(self, member: Member, state: MemberState, note: str = "") -> None:
         before, member.state, member.since, member.note = member.state, state, time.time(), note
         log.info("member_state", member=member.name, state=state, before=before, note=note, version=member.version)
+        self._proven |= state is MemberState.SERVING
         if MemberState.SERVING in (before, state):
             await self._changed()
         self._wake()
@@ -249,10 +251,12 @@ class ElasticPool:
         try:
             note, replace = await self._way(member)
         except UserError as error:
-            # Every member would say the same: the job is wrong, and no successor mends it.
             mistake = original(error)
-            note = str(mistake)
-            self._fail(mistake)
+            if self._proven:  # the job is right, so it is the place that is wrong: a node without what the others have
+                note, replace = str(mistake), True
+            else:  # every member would say the same, and no successor mends it
+                note = str(mistake)
+                self._fail(mistake)
         except (RayError, TimeoutError, AttestationFailed) as error:
             note, replace = f"{type(error).__name__}: {first_line(error) or f'no answer while {member.state}'}", True
         finally:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from headrace.cluster.config import RewardSection
 from headrace.verifiers.base import Options, Verifier
 from headrace.verifiers.registry import BUILT_IN, ENTRY_POINT_GROUP
 
+CODE = (FunctionType, staticmethod, classmethod, property)  # in a class
 PLAIN = (str, bytes, int, float, complex, type(None), type(...))
 
 
@@ -65,19 +66,26 @@ def place_in_file(function: Any) -> str | None:
 def fingerprint(reward: Any) -> str:
     """Twelve hexadecimal digits: the same in every process for the same code with the same plain values in it.
 
-    Sees a function's own code, its defaults and its closure, of an object the methods of its class and its public
-    attributes. Not what these call elsewhere.
+    Sees a function's own code, its defaults and its closure; of an object, and of the one that a method is bound to, the
+    methods of its class and of those above it, and its public attributes. Not what these call elsewhere.
     """
     parts = [_described(reward, set())]
-    if not isinstance(reward, FunctionType | MethodType | partial):
-        # What begins with an underscore is state, and may differ each time; unless it is code.
-        attributes = getattr(reward, "__dict__", {}).items()
-        parts += [
-            f"{name}={_described(value, set())}"
-            for name, value in attributes
-            if not name.startswith("_") or isinstance(value, FunctionType | MethodType | partial)
-        ]
+    # What begins with an underscore is state, and may differ each time; unless it is code.
+    parts += [
+        f"{name}={_described(value, set())}"
+        for name, value in getattr(_owner(reward), "__dict__", {}).items()
+        if not name.startswith("_") or isinstance(value, FunctionType | MethodType | partial)
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _owner(reward: Any) -> Any:
+    """The object whose attributes decide what the reward is; None for a function."""
+    while isinstance(reward, partial):
+        reward = reward.func
+    if isinstance(reward, MethodType):
+        return reward.__self__
+    return None if isinstance(reward, FunctionType) else reward
 
 
 def _described(value: Any, above: set[int]) -> str:
@@ -98,7 +106,8 @@ def _parts(value: Any) -> Iterable[Any]:
         case CodeType():
             return value.co_code, value.co_names, value.co_consts
         case FunctionType():
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            # A cell is empty while what it names is not assigned yet.
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
             return value.__code__, value.__defaults__, value.__kwdefaults__, cells
         case MethodType():
             return value.__func__, value.__self__
@@ -108,5 +117,10 @@ def _parts(value: Any) -> Iterable[Any]:
             return value.items()
         case list() | tuple() | set() | frozenset():
             return value
+        case staticmethod() | classmethod():
+            return [value.__func__]
+        case property():
+            return [value.fget]
         case _:
-            return [member for member in vars(type(value)).values() if isinstance(member, FunctionType)]
+            members = [member for kind in type(value).__mro__ for member in vars(kind).values()]
+            return [member for member in members if isinstance(member, CODE)]

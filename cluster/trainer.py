@@ -86,13 +86,13 @@ def run_job(
         check_port(job.metrics.host, job.metrics.port)
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
-        with ray_cluster(job) as cluster:
+        with Interrupts() as interrupts, ray_cluster(job) as cluster:
+            interrupts.take_back()
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
             folder.write_data(prepared.data)
-            with Interrupts() as interrupts:
-                summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
+            summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
     finally:
         try:
             folder.close()

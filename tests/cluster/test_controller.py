@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from headrace.cluster import controller
+from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.controller import Controller, StalledError
+from headrace.cluster.pool import PoolFailed, RunFailed
 from headrace.cluster.queue_actor import ChecksFailed, TakeTimeout
+from headrace.cluster.rollout_queue import Ledger
 from headrace.cluster.run_records import QueueStatus
 from tests.factories import queue_status
 
@@ -39,7 +43,7 @@ class FakeQueue:
         self.filtered = filtered
         self.arrivals = arrivals
         self.answers = answers
-        self.take, self.status = Remote(self._take), Remote(self._status)
+        self.take, self.status, self.ledger = Remote(self._take), Remote(self._status), Remote(self._ledger)
 
     def monotonic(self) -> float:
         return self.now
@@ -55,14 +59,48 @@ class FakeQueue:
         arrived = sum(arrival <= self.now for arrival in self.arrivals)
         return queue_status(filtered=arrived) if self.filtered else queue_status(ready=arrived)
 
+    async def _ledger(self) -> Ledger:
+        return Ledger(cursor=10, outstanding=[(0, 8)], trained=8, filtered=0, dropped=1, version=4)
 
-async def take(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(controller, "time", queue)
-    waiting = Controller.__new__(Controller)  # the fleet of a whole one is of processes
+
+class FakeLearner:
+    """Writes its one file, unless there is something wrong with it."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+
+    async def save(self, folder: str) -> float:
+        if self.failure is not None:
+            raise self.failure
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "weights").write_text("of step 4")
+        return 1.0
+
+
+async def take_or_save(queue: FakeQueue, learner: FakeLearner, folder: Path) -> tuple[Exception, list[str]]:
+    """What step 5 fails with, and what the run says of it. Checkpoints go to `folder`, whose newest is of step 3."""
+    said: list[str] = []
+    waiting = whole_controller(queue)
+    waiting._fleet.learner = learner  # type: ignore[assignment]
+    waiting._checkpoints, waiting._saved_step = CheckpointStore(folder, 2), 3
+    waiting._recorder = SimpleNamespace(set_phase=said.append, event=said.append, elapsed_seconds=60.0)  # type: ignore[assignment]
+    with pytest.raises(RunFailed) as raised:
+        await waiting._take_or_save()
+    return raised.value, said
+
+
+def whole_controller(queue: FakeQueue) -> Controller:
+    """One that waits for step 5; the fleet of a real one is of processes."""
+    waiting = Controller.__new__(Controller)
     waiting._fleet = SimpleNamespace(queue=queue, raise_failure=lambda: None)  # type: ignore[assignment]
     waiting._job = SimpleNamespace(rollout=SimpleNamespace(lease_seconds=LEASE_SECONDS))  # type: ignore[assignment]
     waiting._publishing, waiting._step, waiting._stop = None, 4, asyncio.Event()
-    return await waiting._take()
+    return waiting
+
+
+async def take(queue: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(controller, "time", queue)
+    return await whole_controller(queue)._take()
 
 
 async def test_a_step_whose_groups_arrive_slowly_is_waited_for(monkeypatch):
@@ -89,3 +127,23 @@ async def test_checks_that_all_fail_end_the_run_with_the_queues_own_line(monkeyp
     with pytest.raises(ChecksFailed) as raised:
         await take(FakeQueue(set(), {3: failure}), monkeypatch)
     assert raised.value is failure
+
+
+OUT = "4 groups in a row were dropped"
+
+
+async def test_what_is_learned_is_saved_before_checks_that_are_out_end_the_run(tmp_path):
+    failure, said = await take_or_save(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(), tmp_path)
+    checkpoint = CheckpointStore(tmp_path, 2).newest()
+    assert str(failure) == OUT
+    assert checkpoint is not None
+    assert (checkpoint.state.step, checkpoint.state.ledger.dropped) == (4, 1)
+    assert said[-1] == "step 4 is saved: go on with --resume when the cause is mended"
+
+
+@pytest.mark.parametrize("wrong", [PoolFailed("learner-0 is lost"), OSError(28, "No space left on device")])
+async def test_a_learner_that_cannot_save_hides_nothing_of_the_failure(wrong, tmp_path):
+    failure, said = await take_or_save(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(wrong), tmp_path)
+    assert str(failure) == OUT
+    assert CheckpointStore(tmp_path, 2).newest() is None
+    assert said[-1] == f"step 4 is not saved: {type(wrong).__name__}: {wrong}"

@@ -56,17 +56,32 @@ async def test_a_signal_reaches_a_run_that_the_main_thread_waits_for(number):
 
 
 def test_a_signal_that_comes_too_early_is_kept():
-    async def take(interrupts: Interrupts) -> int:
-        seen = []
-        both = asyncio.Event()
-        interrupts.deliver_to(lambda: (seen.append(1), both.set() if len(seen) == 2 else None))
-        await asyncio.wait_for(both.wait(), 10)
-        return len(seen)
+    async def take(interrupts: Interrupts) -> bool:
+        seen = asyncio.Event()
+        interrupts.deliver_to(seen.set)
+        await asyncio.wait_for(seen.wait(), 10)
+        return seen.is_set()
 
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert run_to_end(take(interrupts)) == 2
+        assert run_to_end(take(interrupts))
+
+
+def test_a_second_early_signal_ends_the_start_and_a_third_does_not_disturb_its_end():
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals_that_were_taken_over_meanwhile_are_taken_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        interrupts.take_back()
+        assert run_to_end(interrupted(interrupts, signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_signal_after_the_run_is_none_of_its_business_and_the_handlers_are_put_back():

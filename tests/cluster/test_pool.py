@@ -256,6 +256,21 @@ async def test_a_mistake_of_the_users_found_in_a_member_fails_the_pool_at_once_w
         assert sorted(kind.actors) == ["rollout-0"]
 
 
+async def test_what_only_a_later_member_is_told_is_that_members_end_and_not_the_pools():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        kind.fault = UserError("rollout.threads: this node has no core 7")
+        await pool.scale(2)
+        await until(lambda: pool.members["rollout-1"].state is MemberState.GONE)
+        kind.fault = None
+        await pool.wait_serving(2, DEADLINE)
+        assert pool.failure is None
+        assert pool.members["rollout-1"].note == "rollout.threads: this node has no core 7"
+        assert "rollout-0" in {member.name for member in pool.serving}
+
+
 def test_the_line_of_a_validation_error_is_the_one_that_says_what_is_wrong():
     trace = """ray::Generator.start() (pid=1)
 Traceback (most recent call last):

@@ -141,6 +141,41 @@ def test_a_job_whose_reward_was_given_in_python_is_refused_without_it(tmp_path, 
         prepare(reloaded(trainer, tmp_path))
 
 
+class Strict(Judge):
+    """Inherits all it does."""
+
+
+class Lenient(Judge):
+    @property
+    def tolerance(self):
+        return 0.5
+
+    @staticmethod
+    def near(first, second):
+        return abs(first - second) < 0.5
+
+
+class VeryLenient(Judge):
+    @property
+    def tolerance(self):
+        return 0.9
+
+    @staticmethod
+    def near(first, second):
+        return abs(first - second) < 0.5
+
+
+def not_yet_assigned():
+    """A function whose closure names what comes to be only after it."""
+
+    def score(completion, row):
+        return later
+
+    prints = fingerprint(score)
+    later = 1.0
+    return prints
+
+
 DIFFERENT = [
     within(0.5),
     within(0.25),
@@ -154,6 +189,12 @@ DIFFERENT = [
     partial(here, "b"),
     Judge(0.5),
     Judge(0.25),
+    Judge(0.5).verify,
+    Judge(0.25).verify,
+    partial(Judge(0.5).verify),
+    Strict(0.5),
+    Lenient(0.5),
+    VeryLenient(0.5),
     CallableVerifier(within(0.5)),
     CallableVerifier(within(0.25)),
 ]
@@ -167,6 +208,10 @@ def test_other_code_or_other_values_have_another_fingerprint():
 def test_the_same_made_again_has_the_same_fingerprint():
     assert fingerprint(within(0.5)) == fingerprint(within(0.5))
     assert fingerprint(Judge(0.5)) == fingerprint(Judge(0.5))
+
+
+def test_a_name_that_is_assigned_later_is_no_obstacle():
+    assert len(not_yet_assigned()) == 12
 
 
 def test_a_fingerprint_is_the_same_in_every_process():

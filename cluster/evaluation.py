@@ -205,4 +205,5 @@ def sample_record(
         verdict=completion.verdict.kind,
         reason=completion.verdict.reason,
         generator=generator,
+        answer=msgspec.json.encode(prompt.row["answer"]).decode() if "answer" in prompt.row else "",
     )

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from headrace.cluster.config import DEMO_MODEL, JobConfig, Mismatch
+from headrace.cluster.config import DEMO_MODEL, FilePath, JobConfig, Mismatch
 from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError
 
@@ -142,7 +142,8 @@ def _holds(key: str, where: list[str]) -> bool:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
-    """`--section.key value` pairs. A value is read as TOML where it is TOML, and else is the text itself.
+    """`--section.key value` pairs. A value is read as TOML where it is TOML and the key wants more than text, and else is
+    the text itself: `--rollout.threads 0` is a core's name.
 
     Raises:
         UserError: a word that is no such option, or one without a value.
@@ -164,15 +165,25 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
             if not rest:
                 raise UserError(f"{word}: is missing its value")
             value = rest.pop(0)
-        values[match[1].replace("-", "_"), match[2].replace("-", "_")] = _toml_value(value)
+        section, key = match[1].replace("-", "_"), match[2].replace("-", "_")
+        values[section, key] = _toml_value(value, section, key)
     return values
 
 
-def _toml_value(text: str) -> Any:
+def _toml_value(text: str, section: str, key: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # as in `load_job`
         return text
+    # A string in quotes is TOML for text as well.
+    return text if _is_text(section, key) and not isinstance(value, str) else value
+
+
+def _is_text(section: str, key: str) -> bool:
+    model = _model_at([section]) if section in JobConfig.model_fields else None
+    field = model.model_fields.get(key) if model else None
+    kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+    return bool(kinds & {str, Path, FilePath}) and not kinds & {int, float, bool}
 
 
 def _set(values: dict[str, Any], section: str, key: str, value: Any) -> None:

@@ -113,6 +113,7 @@ class SampleRecord(msgspec.Struct, frozen=True):
     verdict: str
     reason: str
     generator: str
+    answer: str = ""  # the row's `answer` as JSON, where it has one
 
 
 class Scores(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -11,10 +11,28 @@ from ray.exceptions import RayActorError, RayTaskError
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.actors.verification import infra_error
-from headrace.cluster.evaluation import EvaluationFailed, EvaluationResult, Evaluator, evaluation_record, gain
+from headrace.cluster.evaluation import (
+    EvaluationFailed,
+    EvaluationResult,
+    Evaluator,
+    evaluation_record,
+    gain,
+    sample_record,
+)
+from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.verifiers.base import not_run, scored
-from headrace.verifiers.records import Completion, Group, Lease, Sampling, StopReason, Verdict, WeightSpan, encode
+from headrace.verifiers.records import (
+    Completion,
+    Group,
+    Lease,
+    Prompt,
+    Sampling,
+    StopReason,
+    Verdict,
+    WeightSpan,
+    encode,
+)
 from tests.factories import EndlessPrompts
 
 SECONDS = 5.0  # nothing here takes a tenth of it
@@ -120,7 +138,7 @@ def call_error(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("death", [RayActorError(), call_error(EngineDied("killed"))], ids=["process", "engine"])
-async def test_prompts_of_a_generator_that_died_go_to_the_others(death):
+async def test_prompts_of_a_generator_that_died_go_to_the_others(death: Exception):
     dying, other = Generator("dying", lambda lease, index: GOOD), Generator("other", lambda lease, index: GOOD)
     dying.faults = dict.fromkeys([f"0:{ordinal}" for ordinal in range(10)], death)
     record = record_of(await evaluate(dying, other))
@@ -145,6 +163,15 @@ async def test_a_prompt_that_fails_once_is_asked_again():
     generator.mends = True
     assert record_of(await evaluate(generator)).scored_samples == 30
     assert not generator.failed
+
+
+@pytest.mark.parametrize(("row", "answer"), [({"answer": ["a", 1]}, '["a",1]'), ({}, "")])
+def test_a_sample_is_kept_with_its_rows_answer(row, answer):
+    prompt = Prompt(0, 1, [1], {"prompt": "say a", **row})
+    completion = Completion("a", [2], [0.0], [WeightSpan(3, 0, 1)], StopReason.STOP, GOOD, 0.1, 0.1)
+    layout = cast(PromptFormat, SimpleNamespace(text=lambda row: row["prompt"]))
+    record = sample_record("after", 3, prompt, "g", completion, layout)
+    assert (record.prompt, record.answer) == ("say a", answer)
 
 
 def result(sampled: list[float], greedy: list[float]) -> EvaluationResult:

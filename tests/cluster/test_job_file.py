@@ -354,6 +354,12 @@ def test_overrides_are_read_as_toml_where_they_are_toml():
     assert values == {("a", "b"): 1, ("a", "c"): "1.5.2", ("a", "d"): "1", ("a_b", "c_d"): -1}
 
 
+def test_text_that_looks_like_a_number_is_text_where_the_key_wants_text():
+    words = ["--rollout.threads", "0", "--job.name=7", "--job.run-dir=2026", "--data.held-out", "1", "--job.seed", "3"]
+    values = parse_overrides([*words, "--model.base", "'42'", "--placement.take-turns", "true"])
+    assert list(values.values()) == ["0", "7", "2026", "1", 3, "42", True]
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
 options = st.recursive(
     st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts,

@@ -9,8 +9,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
-from headrace.cluster.report import MAX_POINTS, Series, compare, line_chart, stack_chart, thin, ticks, write_report
+from headrace.cluster.charts import MAX_POINTS, Series, line_chart, stack_chart, thin, ticks
+from headrace.cluster.report import compare, write_report
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import Interval, SampleRecord, Scores
 from headrace.verifiers.errors import UserError
@@ -97,12 +99,12 @@ def test_an_evaluation_whose_checks_did_not_all_run_is_named(folder: RunFolder) 
 
 
 def test_what_a_model_wrote_cannot_become_markup(folder: RunFolder) -> None:
-    hostile = SampleRecord("train", 1, 0, HOSTILE, HOSTILE, HOSTILE, 0.0, "fail", HOSTILE, HOSTILE)
+    hostile = SampleRecord("train", 1, 0, HOSTILE, HOSTILE, HOSTILE, 0.0, "fail", HOSTILE, HOSTILE, HOSTILE)
     folder.append_samples([hostile, msgspec.structs.replace(hostile, label="before")])
     folder.append_metrics(evaluation_record(HOSTILE, 0, 0.5))
     page = page_of(folder)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 10
+    assert page.count("&lt;script&gt;") >= 12
 
 
 def test_a_run_without_a_step_has_a_page(folder: RunFolder) -> None:
@@ -151,8 +153,8 @@ def test_the_same_prompt_is_compared_over_evaluations_and_training_samples_are_l
     samples = [sample("before", "0:1"), sample("before", "0:2"), sample("train", "0:1"), sample("after", "0:1", "new")]
     samples.append(sample("after", "0:1", "second sample of the same prompt"))
     first, second = compare(samples)
-    assert [(entry.label, entry.completion) for entry in first.samples] == [("before", "hello"), ("after", "new")]
-    assert [entry.prompt_id for entry in second.samples] == ["0:2"]
+    assert [(entry.label, entry.completion) for entry in first] == [("before", "hello"), ("after", "new")]
+    assert [entry.prompt_id for entry in second] == ["0:2"]
 
 
 def test_a_check_that_did_not_run_shows_no_reward(folder: RunFolder) -> None:
@@ -188,3 +190,9 @@ def test_thinning_keeps_the_largest_value_and_the_bound(values: list[float], lim
     thinned = thin(values, max, limit)
     assert len(thinned) == min(limit, len(values))
     assert max(thinned, default=0.0) == max(values, default=0.0)
+
+
+def test_a_prompts_answer_stands_beside_it_once(folder: RunFolder) -> None:
+    gold = '[{"name":"book"}]'
+    folder.append_samples([msgspec.structs.replace(sample(label, "0:1"), answer=gold) for label in ("before", "after")])
+    assert page_of(folder).count(f"answer: <code>{escape(gold)}</code>") == 1

@@ -336,6 +336,7 @@ def group_numbers(group: Group) -> GroupNumbers:
         prompt_id=group.prompt.id,
         generator=group.generator,
         oldest_version=min(versions),
+        newest_version=max(versions),
         prompt_tokens=len(group.prompt.token_ids),
         completion_tokens=[len(completion.token_ids) for completion in group.completions],
         rewards=[c.verdict.reward if c.counts else float("nan") for c in group.completions],

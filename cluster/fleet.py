@@ -60,6 +60,7 @@ class Fleet:
             job.rollout.inflight_groups,
             job.algorithm.group_size,
         )
+        self.publisher.attested = self._rollout_changed
         self._generators.publisher = self.publisher
         self.rollout = ElasticPool(
             self._generators, self._rollout_changed, tell, job.placement.restarts, check_room=self._check_rollout_room

@@ -55,6 +55,7 @@ class WeightPublisher:
         self._probe_sequences = probe_sequences
         self._tolerance = probe_tolerance
         self._clear_cache = clear_cache
+        self.attested: Callable[[], Awaitable[None]] = nobody_waits  # called whenever a member is
         self._transfer = asyncio.Lock()
         self._group: tuple[str, ...] = ()
         self._first = asyncio.Event()
@@ -178,7 +179,12 @@ class WeightPublisher:
             member.fail(f"not attested with version {self.version}: {first_line(error) or type(error).__name__}")
             return None
         member.version = self.version
+        await self.attested()
         return pause, distance
+
+
+async def nobody_waits() -> None:
+    """There is no queue yet."""
 
 
 Broken = dict[str, tuple[bool, str]]

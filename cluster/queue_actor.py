@@ -61,6 +61,10 @@ class TakeTimeout(Exception):
     """No full batch within the deadline; the message says what the queue waits for."""
 
 
+class NotAttested(Exception):
+    """A group holds tokens of weights that its generator was never shown to hold."""
+
+
 class ChecksFailed(RunFailed):
     """Group after group comes back without checks that ran; the message says why."""
 
@@ -80,6 +84,7 @@ class QueueActor:
         telemetry.configure_logging(run, "queue", log_stream(log_dir, "queue"))
         self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
         self._generators: dict[str, GeneratorEntry] = {}
+        self._attested: dict[str, int] = {}  # by generator, the newest version that it was attested with
         self._calls: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._errors: Counter[str] = Counter()  # by prompt id
@@ -92,6 +97,12 @@ class QueueActor:
     async def set_generators(self, generators: dict[str, GeneratorEntry]) -> None:
         """The serving members of the moment; a member no longer named finishes what it holds and gets no more."""
         self._generators = generators
+        self._attested |= {name: entry.version for name, entry in generators.items()}
+        for name in self._attested.keys() - generators.keys():
+            if not self._queue.running_of(name):
+                del self._attested[name]
+        async with self._changed:
+            self._changed.notify_all()
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -124,7 +135,8 @@ class QueueActor:
         numbers_ref, payload_ref = handle.generate.options(num_returns=2).remote(lease)
         try:
             numbers = decode(await asyncio.wait_for(numbers_ref, self._queue.plan.lease_seconds), GroupNumbers)
-        except (RayError, TimeoutError) as error:
+            await self._wait_attested(name, numbers.newest_version)
+        except (RayError, TimeoutError, NotAttested) as error:
             lost = isinstance(error, RayActorError | EngineDied)
             if lost:
                 # Its other leases learn the same from their own calls; no new one goes there.
@@ -133,7 +145,7 @@ class QueueActor:
                 self._errors[lease.prompt.id] += 1
                 if self._errors[lease.prompt.id] == ATTEMPTS:
                     raise
-            else:
+            elif isinstance(error, TimeoutError):
                 self._cancel(numbers_ref)
             self._queue.give_back(lease.id)
             log.warning(
@@ -156,6 +168,15 @@ class QueueActor:
         async with self._changed:
             self._changed.notify_all()
         self._dispatch()
+
+    async def _wait_attested(self, name: str, version: int) -> None:
+        """An engine goes on with its requests as soon as new weights are in, and is attested beside them: what it finishes
+        meanwhile waits here. The publisher's deadlines bound it. Raises NotAttested when the generator is given up."""
+        async with self._changed:
+            while self._attested[name] < version:
+                if name not in self._generators:
+                    raise NotAttested
+                await self._changed.wait()
 
     async def _note_dropped(self, payload_ref: Any) -> None:
         """Groups that are all dropped never make a batch: better to end with the reason than to generate for ever."""

@@ -56,6 +56,7 @@ def group_numbers(prompt_id: str = "0:0", rewards: tuple[float, ...] = (0.0, 1.0
         prompt_id=prompt_id,
         generator="rollout-0",
         oldest_version=0,
+        newest_version=0,
         prompt_tokens=2,
         completion_tokens=[5] * len(rewards),
         rewards=list(rewards),

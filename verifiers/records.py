@@ -133,6 +133,7 @@ class GroupNumbers(msgspec.Struct, frozen=True):
     prompt_id: str
     generator: str
     oldest_version: int
+    newest_version: int
     prompt_tokens: int
     completion_tokens: list[int]  # [group_size]
     rewards: list[float]  # [group_size]; nan where the verdict is infra_error

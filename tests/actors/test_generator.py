@@ -294,7 +294,7 @@ def test_numbers_mask_out_samples_without_a_verdict_and_aborted_ones():
     assert numbers.has_variance
 
 
-def test_numbers_name_the_oldest_weights_of_any_token():
+def test_numbers_name_the_oldest_and_the_newest_weights_of_any_token():
     verdict = Verdict(VerdictKind.PASS, 1.0, "match")
     group = Group(
         PROMPT,
@@ -303,7 +303,7 @@ def test_numbers_name_the_oldest_weights_of_any_token():
         SAMPLING,
     )
     numbers = group_numbers(group)
-    assert numbers.oldest_version == 4
+    assert (numbers.oldest_version, numbers.newest_version) == (4, 6)
     assert numbers.prompt_tokens == 3
 
 

@@ -247,6 +247,27 @@ async def test_members_that_were_given_up_before_are_not_sent_to():
     assert a.received == []
 
 
+async def test_who_is_attested_is_told_of_while_a_slower_member_still_swaps():
+    publisher = await publisher_at(7, FakeSender())
+    quick, slow = member_of("quick", FakeGenerator()), member_of("slow", FakeGenerator())
+    told, gate = asyncio.Event(), asyncio.Event()
+
+    async def slowly(version: int, clear_cache: bool) -> float:
+        await gate.wait()
+        return 0.1
+
+    async def attested() -> None:
+        told.set()
+
+    slow.handle.swap = Remote(slowly)
+    publisher.attested = attested
+    publishing = asyncio.create_task(publisher.publish([quick, slow]))
+    await asyncio.wait_for(told.wait(), DEADLINE)
+    assert (quick.version, slow.version) == (7, None)
+    gate.set()
+    assert (await publishing).members == ["quick", "slow"]
+
+
 async def test_a_joining_member_waits_for_the_first_weights_and_is_admitted_with_them():
     publisher = WeightPublisher(1, DEADLINE, [[1, 2, 3], [4, 5, 6]], 0.05, False, grace_seconds=DEADLINE)
     publisher.sender = FakeSender()

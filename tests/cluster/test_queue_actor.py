@@ -70,8 +70,8 @@ class FakeGenerator:
         payload.lease, payload.verdict = lease, self.verdict
         return answer, payload
 
-    def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0)) -> None:
-        self.answers[prompt_id].set_result(encode(group_numbers(prompt_id, rewards)))
+    def finish(self, prompt_id: str, rewards: tuple[float, ...] = (0.0, 1.0), newest_version: int = 0) -> None:
+        self.answers[prompt_id].set_result(encode(group_numbers(prompt_id, rewards, newest_version=newest_version)))
 
     def die(self, error: Exception) -> None:
         self.fault = error
@@ -313,3 +313,31 @@ async def test_a_generator_that_is_no_longer_named_finishes_what_it_holds(make):
     assert {group.numbers.prompt_id for group in batch.groups} == {"0:0", "0:1"}
     await until(lambda: len(staying.leases) == 2)
     assert len(leaving.leases) == 1
+
+
+async def test_a_group_with_tokens_of_weights_not_yet_attested_waits_for_that(make):
+    queue, generator = make(groups_per_step=1, max_staleness=1), FakeGenerator()
+    await queue.set_generators({"g": entry(generator, inflight=1)})
+    await until(lambda: len(generator.leases) == 1)
+    generator.finish("0:0", newest_version=1)
+    with pytest.raises(TakeTimeout):
+        await queue.take(SHORT)
+    await queue.set_generators({"g": entry(generator, version=1, inflight=1)})
+    batch = await queue.take(SECONDS)
+    assert [group.numbers.newest_version for group in batch.groups] == [1]
+
+
+@pytest.mark.parametrize("after", ["given up", "drained with the version before"])
+async def test_a_group_of_a_generator_that_is_never_attested_is_generated_by_another(make, after):
+    queue, refused, other = make(groups_per_step=1), FakeGenerator(), FakeGenerator(at_once=True)
+    await queue.set_generators({"refused": entry(refused, inflight=1)})
+    await until(lambda: len(refused.leases) == 1)
+    if after == "given up":
+        refused.finish("0:0", newest_version=1)
+        await until(lambda: refused.answers["0:0"].done())
+    await queue.set_generators({"other": entry(other, inflight=1)})
+    if after != "given up":
+        refused.finish("0:0", newest_version=1)
+    batch = await queue.take(SECONDS)
+    assert [group.payload.lease.attempt for group in batch.groups] == [2]
+    assert other.leases.keys() == {"0:0"}

@@ -18,7 +18,7 @@ from headrace.cluster.base_model import (
     resolve_base_model,
 )
 from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection
-from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows, rows_digest
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec
@@ -160,15 +160,15 @@ def reward_files(reward: RewardSection) -> dict[str, Path]:
 
 
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:
-    """Look at every row before the model's files are touched. Raises UserError with the row's number."""
+    """Look at every row before the model's files are touched. Raises UserError with the row's line."""
     for number, row in enumerate(rows, 1):
         try:
             layout.messages(row)
         except ValueError as error:
-            raise UserError(f"{path}: row {number} {error}") from error
+            raise UserError(f"{place_of_row(path, number)}: {error}") from error
         wrong = verifier.check_row(row)
         if wrong:
-            raise UserError(f"{path}: row {number}: {wrong}")
+            raise UserError(f"{place_of_row(path, number)}: {wrong}")
 
 
 def load_tokenizer(model: str, chat_template: bool) -> PreTrainedTokenizerBase:
@@ -189,22 +189,23 @@ def warm_start_examples(
     """The supervised examples, each ending with the token that ends a turn.
 
     Raises:
-        UserError: a row without a prompt or a completion, by number, or one that does not fit the context.
+        UserError: a row without a prompt or a completion, by line, or one that does not fit the context.
     """
     if job.warm_start is None:
         return []
-    examples = []
+    examples, path = [], job.warm_start.data
     for number, row in enumerate(rows[: job.warm_start.samples], 1):
-        place = f"{job.warm_start.data}: row {number}"
         completion = row.get("completion")
         if not isinstance(completion, str) or not completion:
-            raise UserError(f"{place} has no 'completion' text to learn from")
+            raise UserError(f"{place_of_row(path, number)}: has no 'completion' text to learn from")
         try:
             prompt_ids = layout.encode(row, tokenizer)
         except ValueError as error:
-            raise UserError(f"{place} {error}") from error
+            raise UserError(f"{place_of_row(path, number)}: {error}") from error
         completion_ids = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(prompt_ids) + len(completion_ids) > job.model.max_length:
-            raise UserError(f"{place} is longer than model.max_length ({job.model.max_length} tokens)")
+            raise UserError(
+                f"{place_of_row(path, number)}: is longer than model.max_length ({job.model.max_length} tokens)"
+            )
         examples.append(SupervisedExample(prompt_ids, completion_ids))
     return examples

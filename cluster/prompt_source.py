@@ -6,6 +6,7 @@ A prompt's stable name is (epoch, ordinal): `ordinal` is the row's place in the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import stat
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,7 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
         key: the configuration key that names it, for the message.
 
     Raises:
-        UserError: missing, unreadable, empty, a malformed line, or a row that cannot cross processes, by number.
+        UserError: missing, unreadable, empty, a malformed line, or a row that cannot cross processes, by line.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -48,8 +49,17 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
         raise UserError(f"{key}: {path}: holds no rows")
     for number, row in enumerate(rows, 1):
         if wrong := _unsendable(row):
-            raise UserError(f"{path}: row {number} {wrong}")
+            raise UserError(f"{place_of_row(path, number)}: {wrong}")
     return rows
+
+
+def place_of_row(path: Path, number: int) -> str:
+    """Where the row of that number (counted from 1) stands: `file:line`; a Parquet file has no lines."""
+    if path.suffix == ".parquet":
+        return f"{path}: row {number}"
+    with path.open(encoding="utf-8-sig") as lines:
+        filled = (at for at, line in enumerate(lines, 1) if line.strip())
+        return f"{path}:{next(itertools.islice(filled, number - 1, None))}"
 
 
 def _parse_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -159,7 +169,7 @@ class PromptSource:
             seed: of the order; None keeps the file's.
 
         Raises:
-            UserError: a row without a usable prompt, by number; or none that fits.
+            UserError: a row without a usable prompt, by line; or none that fits.
         """
         self.path = path
         self._rows = rows
@@ -170,7 +180,7 @@ class PromptSource:
             try:
                 ids = layout.encode(row, tokenizer)
             except ValueError as error:
-                raise UserError(f"{path}: row {number} {error}") from error
+                raise UserError(f"{place_of_row(path, number)}: {error}") from error
             self._token_ids.append(ids)
             if len(ids) > max_prompt_tokens:
                 self.too_long.append(number - 1)

@@ -150,6 +150,7 @@ async def _run(
         recorder.resume(checkpoint.state.step, checkpoint.state.elapsed_seconds)
     for source in filter(None, (prepared.train, prepared.held_out)):
         if source.too_long:
+            log.warning("prompts_too_long", file=str(source.path), rows=[ordinal + 1 for ordinal in source.too_long])
             recorder.event(too_long_notice(source))
     if cut := cut_notice(prepared.job.rollout):
         recorder.event(cut)
@@ -181,7 +182,9 @@ async def _run(
 def too_long_notice(source: PromptSource) -> str:
     """How many prompts do not fit the context, and which rows they are."""
     rows = [str(ordinal + 1) for ordinal in source.too_long]
-    listed = ", ".join(rows[:LISTED_ROWS]) + (", ..." if len(rows) > LISTED_ROWS else "")
+    listed = ", ".join(rows[:LISTED_ROWS]) + (
+        ", ...; all of them in logs/controller.jsonl" if len(rows) > LISTED_ROWS else ""
+    )
     return f"{source.path.name}: {len(rows)} prompt(s) are longer than the context and left out: row {listed}"
 
 

@@ -107,7 +107,7 @@ def test_a_row_without_a_prompt_is_named(letters_job, refused):
     path = letters_job.parent / "train.jsonl"
     path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
     message = refused(str(letters_job))
-    assert message == f"{path}: row 2 has no 'prompt' field (data.prompt_field); it has ['question']"
+    assert message == f"{path}:2: has no 'prompt' field (data.prompt_field); it has ['question']"
 
 
 NO_SCHEMA = [{"type": "function", "function": {"name": "a", "parameters": {"type": "objekt"}}}]

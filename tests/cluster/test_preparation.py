@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from headrace.cluster.config import JobConfig
 from headrace.cluster.job_file import load_job
 from headrace.cluster.preparation import prepare
-from headrace.cluster.prompt_source import PromptFormat, PromptSource, read_rows
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.function import CallableVerifier
 
@@ -78,20 +78,20 @@ def test_a_verifier_object_takes_the_place_of_the_jobs_own(folder):
         ('{"prompt": "a"', "train.jsonl:3: not a JSON object: "),
         ("prompt: a", "train.jsonl:3: not a JSON object: "),
         ('["prompt"]', "train.jsonl:3: a row is a JSON object, not list"),
-        ('{"promt": "a", "answer": 1}', "row 3 has no 'prompt' field (data.prompt_field); it has ['answer', 'promt']"),
-        ('{"prompt": null}', "row 3 has no 'prompt' field"),
-        ('{"prompt": "  "}', "row 3 'prompt' is empty"),
-        ('{"prompt": 7}', "row 3 'prompt' is neither a string nor a list of chat messages"),
-        ('{"prompt": []}', "row 3 'prompt' is neither a string nor a list of chat messages"),
-        ('{"prompt": [{"content": "a"}]}', "row 3 'prompt' is neither a string nor a list of chat messages"),
-        ('{"prompt": "a", "n": 123456789012345678901234567890}', "row 3 holds an integer beyond 64 bits"),
+        ('{"promt": "a", "answer": 1}', ":3: has no 'prompt' field (data.prompt_field); it has ['answer', 'promt']"),
+        ('{"prompt": null}', ":3: has no 'prompt' field"),
+        ('{"prompt": "  "}', ":3: 'prompt' is empty"),
+        ('{"prompt": 7}', ":3: 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": []}', ":3: 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": [{"content": "a"}]}', ":3: 'prompt' is neither a string nor a list of chat messages"),
+        ('{"prompt": "a", "n": 123456789012345678901234567890}', ":3: holds an integer beyond 64 bits"),
         pytest.param('{"prompt": "a", "n": ' + "9" * 5000 + "}", "train.jsonl:3: cannot be read: ", id="digits"),
         pytest.param(
             '{"prompt": "a", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}",
             "train.jsonl:3: is nested too deeply",
             id="deep",
         ),
-        ('{"prompt": "a", "gold": "\\ud800"}', "row 3 holds text that is not Unicode"),
+        ('{"prompt": "a", "gold": "\\ud800"}', ":3: holds text that is not Unicode"),
         ('[{"prompt": "a"}]', "train.jsonl:3: a row is a JSON object, not list; write one object a line"),
         ("[", "; write one object a line, with no list around them"),
     ],
@@ -106,7 +106,7 @@ def test_a_message_that_the_chat_template_refuses_is_named_by_its_row(folder, ti
     model = copy_of_the_tokenizer(tiny_model, tmp_path / "model", template)
     for content in ({}, {"content": None}):
         write_rows(folder / "train.jsonl", [{"prompt": "a"}, {"prompt": [{"role": "user", **content}]}])
-        assert "row 2 does not fit the model's chat template" in refusal(job_in(folder, "--model.base", str(model)))
+        assert ":2: does not fit the model's chat template" in refusal(job_in(folder, "--model.base", str(model)))
 
 
 def copy_of_the_tokenizer(tiny_model: Path, target: Path, template: str | None) -> Path:
@@ -204,7 +204,7 @@ def test_parquet_rows_are_rows_and_a_broken_parquet_file_is_named(folder):
 def test_the_held_out_rows_are_checked_as_well(folder):
     write_rows(folder / "held.jsonl", [{"prompt": "a"}, {"question": "b"}])
     message = refusal(job_in(folder, "--data.held-out", str(folder / "held.jsonl")))
-    assert f"{folder / 'held.jsonl'}: row 2 has no 'prompt' field" in message
+    assert f"{folder / 'held.jsonl'}:2: has no 'prompt' field" in message
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_the_verifier_finds_wrong_with_a_row_is_named_by_its_number(folder,
         'verifier = "tool_call"\noptions = { schema_path = "tools.json", gold_field = "gold" }',
     )
     job.write_text(text.replace('held_out = "train.jsonl"\n', ""))
-    assert f"{folder / 'train.jsonl'}: row 2: " in refusal(job_in(folder))
+    assert f"{folder / 'train.jsonl'}:2: " in refusal(job_in(folder))
 
 
 def test_prompts_longer_than_the_context_are_left_out_and_listed(folder):
@@ -293,11 +293,11 @@ def test_warm_start_examples_are_prompt_and_completion_with_the_token_that_ends_
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "a"}, "warm.jsonl: row 2 has no 'completion' text to learn from"),
-        ({"prompt": "a", "completion": ""}, "warm.jsonl: row 2 has no 'completion' text"),
-        ({"completion": "a"}, "warm.jsonl: row 2 has no 'prompt' field"),
-        ({"prompt": "a", "completion": "x" * 90}, "warm.jsonl: row 2 is longer than model.max_length (96 tokens)"),
-        ({"prompt": "a", "completion": "\ud800"}, "warm.jsonl: row 2 holds text that is not Unicode"),
+        ({"prompt": "a"}, "warm.jsonl:2: has no 'completion' text to learn from"),
+        ({"prompt": "a", "completion": ""}, "warm.jsonl:2: has no 'completion' text"),
+        ({"completion": "a"}, "warm.jsonl:2: has no 'prompt' field"),
+        ({"prompt": "a", "completion": "x" * 90}, "warm.jsonl:2: is longer than model.max_length (96 tokens)"),
+        ({"prompt": "a", "completion": "\ud800"}, "warm.jsonl:2: holds text that is not Unicode"),
     ],
 )
 def test_a_warm_start_row_that_is_wrong_is_named_by_its_number(folder, row, says):
@@ -350,3 +350,12 @@ def test_another_seed_or_another_epoch_is_another_order(source_of):
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(1, 0)
     assert order(0, 0) != order(0, 1)
+
+
+def test_the_line_of_a_row_counts_blank_lines_too(folder):
+    (folder / "train.jsonl").write_text('{"prompt": "a"}\n\n  \n{"promt": "b"}\n')
+    assert refusal(job_in(folder)).startswith(f"{folder / 'train.jsonl'}:4: has no 'prompt' field")
+
+
+def test_a_row_of_a_parquet_file_is_named_by_its_number(tmp_path):
+    assert place_of_row(tmp_path / "rows.parquet", 3) == f"{tmp_path / 'rows.parquet'}: row 3"

@@ -233,7 +233,7 @@ def test_prompts_that_do_not_fit_are_counted_and_listed_by_row(letters_job):
     (letters_job.parent / "train.jsonl").write_text("\n".join([rows[0], *rows[1:2] * 30]) + "\n")
     notice = too_long_notice(prepare(load_job(letters_job)).train)
     assert notice.startswith("train.jsonl: 30 prompt(s)")
-    assert notice.endswith(", 20, 21, ...")
+    assert notice.endswith(", 20, 21, ...; all of them in logs/controller.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed, first_line, original
+from headrace.cluster.pool import RunFailed, first_line, original, within
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
 from headrace.cluster.rollout_queue import Ledger, QueuePlan
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
-from headrace.cluster.run_records import QueueStatus
+from headrace.cluster.run_records import QueueStatus, SampleRecord
 from headrace.cluster.step_record import StepTimes, step_record
 from headrace.learner.worker import StepReport
 from headrace.verifiers.records import Group, decode
@@ -42,6 +42,7 @@ BASE_VERSION = -1  # the base model's weights, when a warm start comes before ve
 POLL_SECONDS = 1.0  # between looks at the queue; a stop request waits no longer than that
 QUEUE_SECONDS = 60.0  # for the queue's actor to answer
 SAMPLES_PER_STEP = 2  # groups of which a step keeps one completion for samples.jsonl
+SAMPLE_SECONDS = 10.0  # for those to arrive
 
 
 class Stopped(Exception):
@@ -169,7 +170,7 @@ class Controller:
                 with self._phase(
                     f"waiting for the {self._job.algorithm.groups_per_step} groups of step {self._step + 1}"
                 ):
-                    batch = await self._take_or_save()
+                    batch = await self._take()
                 times.mark("wait")
                 if turns:
                     # A frozen engine cannot show that it holds the version before: that ends first.
@@ -185,11 +186,15 @@ class Controller:
                 self._publishing = asyncio.create_task(self._publish(), name=f"publish version {self._step}")
                 await self._record(batch, report, times)
                 await self._after_step()
-            await self._published()
             await self._save()
+            await self._published()
         except Stopped:
-            await self._published()
             await self._save()
+            await self._published()
+            raise
+        except (RunFailed, RayError, OSError):  # OSError: a deadline that has passed
+            await self._forget_publishing()
+            await self._save_before_the_end()
             raise
         finally:
             await self._forget_publishing()
@@ -208,19 +213,11 @@ class Controller:
             self._publishing.cancel()
             await asyncio.gather(self._publishing, return_exceptions=True)
 
-    async def _take_or_save(self) -> Batch:
-        """As `_take`; what is learned is saved before a failure of the others ends the run, such as checks that are out."""
-        try:
-            return await self._take()
-        except RunFailed:
-            await self._forget_publishing()
-            await self._save_before_the_end()
-            raise
-
     async def _take(self) -> Batch:
         """The groups of the next step. Raises Stopped, StalledError, ChecksFailed, or what ended a pool."""
         patience = 2 * self._job.rollout.lease_seconds
         deadline, usable = time.monotonic() + patience, -1
+        rollout = self._fleet.rollout
         queue = self._fleet.queue
         while True:
             try:
@@ -230,7 +227,7 @@ class Controller:
                 if self._stop.is_set():
                     raise Stopped from error
                 before, usable = usable, await self._usable_groups()
-                if usable != before:  # slow, but it moves
+                if usable != before or not rollout.serving:  # slow, but it moves; or the pool's own deadlines run
                     deadline = time.monotonic() + patience
                 elif time.monotonic() > deadline:
                     raise StalledError(
@@ -248,7 +245,8 @@ class Controller:
         step = self._step + 1
         groups = sum(group.numbers.has_variance for group in batch.groups)
         with self._phase(f"step {step}: learning from {groups} group(s) with variance of {len(batch.groups)}"):
-            report = await self._until(self._fleet.learner.train_step(batch.groups, step), stoppable=False)
+            # Whatever happens to the others meanwhile: a step that was begun is one that the learner has taken.
+            report = await self._fleet.learner.train_step(batch.groups, step)
             record = await asyncio.wait_for(self._fleet.queue.commit.remote(step), QUEUE_SECONDS)
             self._recorder.append_ledger(record)
         self._step = step
@@ -262,10 +260,17 @@ class Controller:
     async def _record(self, batch: Batch, report: StepReport, times: StepTimes) -> None:
         times.finish(await self._fleet.busy_seconds())
         record = step_record(self._step, batch, report, times, self._recorder.elapsed_seconds)
+        self._recorder.step(record, await self._samples(batch))
+
+    async def _samples(self, batch: Batch) -> list[SampleRecord]:
+        """A few of the step's completions for a person to read; none when they do not come: the step is done without."""
         payloads = [group.payload for group in batch.groups[:SAMPLES_PER_STEP]]
-        groups = [decode(payload, Group) for payload in await asyncio.gather(*payloads)]
-        samples = evaluation.sample_records("train", self._step, groups, self._prepared.layout)
-        self._recorder.step(record, samples)
+        try:
+            groups = [decode(payload, Group) for payload in await within(SAMPLE_SECONDS, asyncio.gather(*payloads))]
+        except (RayError, TimeoutError) as error:
+            log.warning("samples_missing", step=self._step, error=type(error).__name__)
+            return []
+        return evaluation.sample_records("train", self._step, groups, self._prepared.layout)
 
     async def _after_step(self) -> None:
         last = self._step == self._job.job.steps
@@ -289,6 +294,12 @@ class Controller:
         self._recorder.event(f"checkpoint of step {self._step} written in {seconds:.1f} s")
 
     async def _save_before_the_end(self) -> None:
+        """What is learned, before a failure of the others ends the run, such as checks that are out."""
+        if self._fleet.learner.steps != self._step:
+            self._recorder.event(
+                f"step {self._step + 1} was not finished, so that nothing after step {self._saved_step} is saved"
+            )
+            return
         try:
             await self._save()
         except (RunFailed, RayError, OSError) as error:  # OSError: a deadline that has passed, or a full disk

@@ -17,7 +17,8 @@ from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.actors.verification import failed_checks, most_common_failure
 from headrace.cluster.formats import checks_ran
-from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line
+from headrace.cluster.members import CALL_SECONDS
+from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line, within
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
@@ -27,7 +28,6 @@ from headrace.verifiers.records import Completion, Group, Lease, Prompt, Samplin
 
 log = structlog.get_logger()
 
-INFLIGHT = 12  # prompts that one generator holds at a time
 PROMPT_SECONDS = 600.0
 SERVING_SECONDS = 900.0  # for a lost member's replacement to serve
 
@@ -96,7 +96,10 @@ class Evaluator:
 
         while waiting:
             await pool.wait_serving(1, SERVING_SECONDS)
-            serving = [asyncio.create_task(serve(member)) for member in pool.serving for _ in range(INFLIGHT)]
+            members = pool.serving
+            slots = await asyncio.gather(*[slots_of(member) for member in members])
+            shares = zip(members, slots, strict=True)
+            serving = [asyncio.create_task(serve(member)) for member, count in shares for _ in range(count)]
             try:
                 await asyncio.gather(*serving)
             finally:
@@ -120,6 +123,15 @@ class Evaluator:
             scored_samples=scored,
             not_scored=not_scored,
         )
+
+
+async def slots_of(member: Member) -> int:
+    """Requests that the member runs at a time, and so prompts that keep it full; 1 when it does not say: it is asked again
+    by its first prompt."""
+    try:
+        return await within(CALL_SECONDS, member.handle.slots.remote())
+    except (RayError, TimeoutError):
+        return 1
 
 
 def note_error(errors: Counter[int], lease: Lease, error: RayTaskError) -> None:

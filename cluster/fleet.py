@@ -28,6 +28,7 @@ from headrace.learner.worker import WorkerSettings
 log = structlog.get_logger()
 
 START_SECONDS = 1800.0
+LOOK_SECONDS = 2.0  # for an answer that only a percentage in the metrics waits for
 VLLM_ENGINE = "headrace.actors.vllm_engine:VllmEngine"
 
 
@@ -46,6 +47,7 @@ class Fleet:
         job = self._job = prepared.job
         self.started = time.time()
         self._probe_sequences = prepared.probe_sequences
+        self._paused: list[Member] = []
         self.queue: Any = None  # actor handle, once there is something to lease
         self.publisher = WeightPublisher(
             workers_per_member=job.rollout.tensor_parallel_size,
@@ -138,10 +140,14 @@ class Fleet:
 
     async def pause_generators(self) -> None:
         """Freeze every request where it is: the learner gets the cores."""
-        await asyncio.gather(*[self._tell(m, m.handle.pause.remote()) for m in self.rollout.serving])
+        self._paused = self.rollout.serving
+        await asyncio.gather(*[self._tell(member, member.handle.pause.remote()) for member in self._paused])
 
     async def resume_generators(self) -> None:
-        await asyncio.gather(*[self._tell(m, m.handle.resume.remote()) for m in self.rollout.serving])
+        """Those that were paused, also one that was told to go meanwhile: it has requests to finish."""
+        paused, self._paused = self._paused, []
+        living = [member for member in paused if member.state is not MemberState.GONE]
+        await asyncio.gather(*[self._tell(member, member.handle.resume.remote()) for member in living])
 
     async def _tell(self, member: Member, call: Any) -> None:
         """A call whose failure is the member's end, and not ours."""
@@ -160,17 +166,27 @@ class Fleet:
         return elastic + self.learner.status(self.publisher.version, self.started)
 
     async def busy_seconds(self) -> dict[str, float]:
-        """Seconds that each pool has worked since its start, averaged over its serving members."""
+        """Seconds that each pool has worked since its start, averaged over its serving members; of one that does not answer
+        at once, what it said last."""
         averages = {Pool.LEARNER.value: self.learner.busy_seconds}
-        for pool in (self.rollout, self.verification):
+        pools = (self.rollout, self.verification)
+        looks = [asyncio.ensure_future(pool.kind.check(member)) for pool in pools for member in pool.serving]
+        _, late = await asyncio.wait(looks, timeout=LOOK_SECONDS) if looks else (set(), set())
+        for look in late:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)  # the pools' own looks find out who is dead
+        for pool in pools:
             members = pool.serving
-            await asyncio.gather(*[self._tell(member, pool.kind.check(member)) for member in members])
             averages[pool.pool.value] = sum(m.busy_seconds for m in members) / max(1, len(members))
         return averages
 
     async def close(self) -> None:
         """End everything, generators first: their engines are processes of their own."""
-        await asyncio.gather(self.rollout.close(), self.verification.close(), self.learner.close())
+        closing = (self.rollout.close(), self.verification.close(), self.learner.close())
+        outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 def check_room(job: JobConfig, generators: int, workers: int) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,19 @@ async def _run(
         recorder.event("stopped on request; go on with --resume")
     finally:
         recorder.set_phase("ending the pools")
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await fleet.close()
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-        await endpoint.close()
-        folder.controller.unlink(missing_ok=True)
+        async with AsyncExitStack() as ending:  # each of these whatever becomes of the others, the last one first
+            ending.callback(folder.controller.unlink, missing_ok=True)
+            ending.push_async_callback(endpoint.close)
+            ending.push_async_callback(end_task, watching)
+            ending.push_async_callback(fleet.close)
+            ending.push_async_callback(end_task, running)
     return recorder.summary
+
+
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel it and wait until it is over; what it failed with was seen, or does not matter any more."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def too_long_notice(source: PromptSource) -> str:

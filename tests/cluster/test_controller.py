@@ -66,8 +66,9 @@ class FakeQueue:
 class FakeLearner:
     """Writes its one file, unless there is something wrong with it."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: Exception | None = None, steps: int = 4) -> None:
         self.failure = failure
+        self.steps = steps
 
     async def save(self, folder: str) -> float:
         if self.failure is not None:
@@ -77,23 +78,40 @@ class FakeLearner:
         return 1.0
 
 
-async def take_or_save(queue: FakeQueue, learner: FakeLearner, folder: Path) -> tuple[Exception, list[str]]:
+class FakeFleet:
+    def __init__(self, queue: FakeQueue) -> None:
+        self.queue = queue
+        self.rollout = SimpleNamespace(serving=["rollout-0"])
+
+    def raise_failure(self) -> None: ...
+
+    async def busy_seconds(self) -> dict[str, float]:
+        return {}
+
+
+async def learn(queue: FakeQueue, learner: FakeLearner, folder: Path) -> tuple[Exception, list[str]]:
     """What step 5 fails with, and what the run says of it. Checkpoints go to `folder`, whose newest is of step 3."""
     said: list[str] = []
     waiting = whole_controller(queue)
     waiting._fleet.learner = learner  # type: ignore[assignment]
+    waiting._prepared = SimpleNamespace(job=waiting._job)  # type: ignore[assignment]
     waiting._checkpoints, waiting._saved_step = CheckpointStore(folder, 2), 3
     waiting._recorder = SimpleNamespace(set_phase=said.append, event=said.append, elapsed_seconds=60.0)  # type: ignore[assignment]
     with pytest.raises(RunFailed) as raised:
-        await waiting._take_or_save()
+        await waiting._learn()
     return raised.value, said
 
 
 def whole_controller(queue: FakeQueue) -> Controller:
     """One that waits for step 5; the fleet of a real one is of processes."""
     waiting = Controller.__new__(Controller)
-    waiting._fleet = SimpleNamespace(queue=queue, raise_failure=lambda: None)  # type: ignore[assignment]
-    waiting._job = SimpleNamespace(rollout=SimpleNamespace(lease_seconds=LEASE_SECONDS))  # type: ignore[assignment]
+    waiting._fleet = FakeFleet(queue)  # type: ignore[assignment]
+    waiting._job = SimpleNamespace(  # type: ignore[assignment]
+        job=SimpleNamespace(steps=9),
+        rollout=SimpleNamespace(lease_seconds=LEASE_SECONDS),
+        algorithm=SimpleNamespace(groups_per_step=2),
+        placement=SimpleNamespace(take_turns=False),
+    )
     waiting._publishing, waiting._step, waiting._stop = None, 4, asyncio.Event()
     return waiting
 
@@ -133,7 +151,7 @@ OUT = "4 groups in a row were dropped"
 
 
 async def test_what_is_learned_is_saved_before_checks_that_are_out_end_the_run(tmp_path):
-    failure, said = await take_or_save(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(), tmp_path)
+    failure, said = await learn(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(), tmp_path)
     checkpoint = CheckpointStore(tmp_path, 2).newest()
     assert str(failure) == OUT
     assert checkpoint is not None
@@ -143,7 +161,22 @@ async def test_what_is_learned_is_saved_before_checks_that_are_out_end_the_run(t
 
 @pytest.mark.parametrize("wrong", [PoolFailed("learner-0 is lost"), OSError(28, "No space left on device")])
 async def test_a_learner_that_cannot_save_hides_nothing_of_the_failure(wrong, tmp_path):
-    failure, said = await take_or_save(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(wrong), tmp_path)
+    failure, said = await learn(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(wrong), tmp_path)
     assert str(failure) == OUT
     assert CheckpointStore(tmp_path, 2).newest() is None
     assert said[-1] == f"step 4 is not saved: {type(wrong).__name__}: {wrong}"
+
+
+async def test_a_step_that_the_learner_took_and_nobody_counted_is_not_saved_as_the_one_before(tmp_path):
+    failure, said = await learn(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(steps=5), tmp_path)
+    assert str(failure) == OUT
+    assert CheckpointStore(tmp_path, 2).newest() is None
+    assert said[-1] == "step 5 was not finished, so that nothing after step 3 is saved"
+
+
+async def test_while_no_generator_serves_the_wait_is_the_pools(monkeypatch):
+    queue = FakeQueue(arrivals=set(), answers={70: "batch"})
+    monkeypatch.setattr(controller, "time", queue)
+    waiting = whole_controller(queue)
+    waiting._fleet.rollout.serving = []  # type: ignore[misc]
+    assert await waiting._take() == "batch"

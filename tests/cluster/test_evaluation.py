@@ -52,11 +52,16 @@ class Generator:
     def __init__(self, name: str, score: Callable[[Lease, int], Verdict]) -> None:
         self.name = name
         self.score = score
-        self.handle = SimpleNamespace(generate=SimpleNamespace(remote=self._generate))
+        self.handle = SimpleNamespace(
+            generate=SimpleNamespace(remote=self._generate), slots=SimpleNamespace(remote=self._slots)
+        )
         self.faults: dict[str, Exception] = {}  # by prompt id
         self.asked: list[str] = []
         self.failed: list[str] = []
         self.mends = False  # a fault happens once
+
+    async def _slots(self) -> int:
+        return 4
 
     def fail(self, reason: str) -> None:
         self.failed.append(reason)

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from headrace.cluster.display import make_display
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.job_file import dump_job, load_job
+from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
 from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.status_panel import render_status
@@ -60,7 +60,10 @@ def run(
         display.close()
         raise
 
-    run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
+    try:
+        run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
+    except WrongValue as error:
+        raise located(error, job, context.args) from error
 
 
 @app.command()

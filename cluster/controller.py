@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import ray
 import structlog
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
@@ -151,9 +152,10 @@ class Controller:
             drop_uniform=job.algorithm.dynamic_sampling,
         )
         actor: Any = ray.remote(QueueActor)
-        queue = actor.options(max_restarts=0, max_concurrency=100, num_cpus=0).remote(
-            job.job.name, prepared.train, plan, ledger, self._recorder.log_dir
-        )
+        # Beside the controller: an actor that asks for nothing may land on any node, and a pool's node may be taken away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = actor.options(max_restarts=0, max_concurrency=100, num_cpus=0, scheduling_strategy=here)
+        queue = options.remote(job.job.name, prepared.train, plan, ledger, self._recorder.log_dir)
         try:
             yield queue
         finally:

@@ -19,6 +19,25 @@ from headrace.verifiers.errors import UserError
 PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
 
 
+class WrongValue(UserError):
+    """The value of one key of the job is wrong, which only what it names could tell."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.key = key  # dotted: "reward.options.weights"
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+def located(error: WrongValue, path: Path, overrides: Sequence[str]) -> UserError:
+    """The same with the place where the job file, or the command line, gives the value."""
+    text = path.read_text(encoding="utf-8-sig")
+    place = _place(path, text, error.key.split("."), parse_overrides(overrides))
+    return UserError(f"{place}: {error.message}")
+
+
 def load_job(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
     """The job that a file describes, with command-line values in place of the file's.
 

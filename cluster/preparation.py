@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ from headrace.cluster.base_model import (
     resolve_base_model,
 )
 from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection
+from headrace.cluster.job_file import WrongValue
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
-from headrace.verifiers.base import Verifier, VerifierSpec
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.base import Verifier, VerifierSpec, nearest
+from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sampling
 from headrace.verifiers.registry import build_verifier
 
 PROBE_SEQUENCES = 2
 PROBE_TOKENS = 48
+ENGINE_CLASSES = ("EngineArgs", "AsyncEngineArgs")  # of vLLM; their fields are the engine's arguments
 
 
 class PreparedJob(msgspec.Struct, frozen=True):
@@ -82,6 +86,8 @@ def prepare(
         spec = VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir)
         try:
             verifier = build_verifier(spec)
+        except WrongOption as error:
+            raise WrongValue(f"reward.options.{error.option}".rstrip("."), error.message) from error
         except UserError as error:
             raise UserError(f"reward: {error}") from error
     layout = PromptFormat(job.data.prompt_field, job.data.system, job.data.chat_template)
@@ -115,6 +121,24 @@ def prepare(
         ],
         data=run_data(job, {"data.train": train_rows, "data.held_out": held_out_rows, "warm_start.data": warm_rows}),
     )
+
+
+def check_engine_arguments(given: Iterable[str]) -> None:
+    """Raises WrongValue for an argument that vLLM does not know, before anything starts. Where it is not on this machine, the engines look.
+
+    Their names are read from its source: to import it takes longer than all else that comes before Ray.
+    """
+    vllm = importlib.util.find_spec("vllm") if given else None
+    source = Path((vllm and vllm.origin) or "/").parent / "engine" / "arg_utils.py"
+    if not source.is_file():
+        return
+    module = ast.parse(source.read_text(encoding="utf-8"))
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name in ENGINE_CLASSES]
+    fields = [each.target for node in classes for each in node.body if isinstance(each, ast.AnnAssign)]
+    known = [field.id for field in fields if isinstance(field, ast.Name)]
+    for name in given:
+        if name not in known:
+            raise WrongValue(f"rollout.engine.{name}", f"vLLM has no engine argument `{name}`{nearest(name, known)}")
 
 
 def probe_sequence(prompt_ids: list[int]) -> list[int]:

@@ -22,7 +22,7 @@ from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
-from headrace.cluster.preparation import PreparedJob, prepare
+from headrace.cluster.preparation import PreparedJob, check_engine_arguments, prepare
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.python_reward import reward_section
 from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
@@ -81,6 +81,8 @@ def run_job(
         folder.check(resume)
         if resume:
             check_compatible(job, folder)
+        if engine_class == VLLM_ENGINE:
+            check_engine_arguments(job.rollout.engine)
         prepared = prepare(job, verifier, display.event)
         if resume and (before := folder.read_data()):
             before.check_unchanged(prepared.data, folder.data)

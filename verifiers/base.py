@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
 MOST_LISTED = 40  # names in a message
@@ -63,11 +63,11 @@ class Verifier(Protocol):
         if not takes_any:
             for key in options:
                 if key not in parameters:
-                    raise UserError(f"unknown option `{key}` of {cls.__name__}{nearest(key, parameters)}")
+                    raise WrongOption(key, f"unknown option `{key}` of {cls.__name__}{nearest(key, parameters)}")
         for name, parameter in parameters.items():
             named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             if named and parameter.default is parameter.empty and name not in options:
-                raise UserError(f"option `{name}` of {cls.__name__} is missing; it has no default")
+                raise WrongOption(name, f"option `{name}` of {cls.__name__} is missing; it has no default")
         return cls(**options)
 
 
@@ -99,9 +99,10 @@ def parse_options(model: type[OptionsModel], options: dict[str, Any], verifier: 
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, first["loc"])
             hint = nearest(str(first["loc"][-1]), known)
-            raise UserError(f"unknown option `{key}` of verifier `{verifier}`{hint}") from None
+            raise WrongOption(key, f"unknown option `{key}` of verifier `{verifier}`{hint}") from None
         place = f"option `{key}`" if key else "the options"
-        raise UserError(f"{place} of verifier `{verifier}`: {first['msg'].removeprefix('Value error, ')}") from None
+        message = f"{place} of verifier `{verifier}`: {first['msg'].removeprefix('Value error, ')}"
+        raise WrongOption(key, message) from None
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Iterable[str]:

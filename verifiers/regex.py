@@ -8,7 +8,7 @@ from typing import Any
 import re2
 
 from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import WrongOption
 from headrace.verifiers.records import Sample, Verdict
 
 _SETTINGS = re2.Options()
@@ -38,7 +38,7 @@ class RegexVerifier(Verifier):
         if self.options.pattern is not None:
             fault = _pattern_fault(self.options.pattern)
             if fault is not None:
-                raise UserError(f"option `pattern` of verifier `regex`: {fault}")
+                raise WrongOption("pattern", f"option `pattern` of verifier `regex`: {fault}")
 
     def verify(self, sample: Sample) -> Verdict:
         fault = self.check_row(sample.row)

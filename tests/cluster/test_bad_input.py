@@ -19,6 +19,13 @@ SECONDS = 60.0  # for the whole command; most of what it takes is importing torc
 
 
 @pytest.fixture
+def letters_job(letters_job) -> Path:
+    """For the command, whose engine is vLLM."""
+    replace(letters_job, "slots = 16", "max_num_seqs = 16")
+    return letters_job
+
+
+@pytest.fixture
 def refused(letters_job, monkeypatch, capsys) -> Callable[..., str]:
     """Run the command here; returns the one line of the refusal. Nothing may get as far as Ray."""
 
@@ -137,6 +144,23 @@ def test_an_unknown_verifier_is_named_with_the_nearest_one(letters_job, refused)
     assert refused(str(letters_job)) == "reward: unknown verifier `tool_cal`; did you mean `tool_call`?"
 
 
+def test_a_verifiers_unknown_option_is_named_with_its_line(letters_job, refused):
+    options = "options = { schema_path = 'tools.json', allow_txt = true }"
+    replace(letters_job, 'function = "rewards.py:score"', f'verifier = "tool_call"\n{options}')
+    line = letters_job.read_text().splitlines().index(options) + 1
+    says = "unknown option `allow_txt` of verifier `tool_call`; did you mean `allow_text`?"
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.options.allow_txt: {says}"
+    replace(letters_job, ", allow_txt = true", "")
+    assert refused(str(letters_job), "--reward.options.allow_txt", "true").startswith("--reward.options.allow-txt: ")
+
+
+def test_an_argument_that_the_engine_does_not_know_is_named_with_its_line_before_anything_starts(letters_job, refused):
+    replace(letters_job, "max_num_seqs", "max_num_sqes")
+    line = letters_job.read_text().splitlines().index("engine = { max_num_sqes = 16 }") + 1
+    says = "vLLM has no engine argument `max_num_sqes`; did you mean `max_num_seqs`?"
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: rollout.engine.max_num_sqes: {says}"
+
+
 def test_an_unknown_model_is_named(letters_job, refused):
     message = refused(str(letters_job), "--model.base", "smollm")
     assert message == (
@@ -186,7 +210,7 @@ def test_resuming_where_there_is_no_run_is_refused_and_makes_none(letters_job, r
         (["--algorithm.group-size", "8"], "algorithm.group_size is 8, but the run in "),
         (["--learner.learning-rate", "1e-4"], "learner.learning_rate is 0.0001, but the run in "),
         (["--job.seed", "7"], "job.seed is 7, but the run in "),
-        (["--rollout.engine.slots", "4"], "rollout.engine is {'slots': 4}, but the run in "),
+        (["--rollout.engine.max_num_seqs", "4"], "rollout.engine is {'max_num_seqs': 4}, but the run in "),
         (["--warm-start.data", "warm.jsonl"], "[warm_start] is not as it was"),
     ],
 )

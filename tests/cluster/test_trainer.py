@@ -29,6 +29,8 @@ from headrace.verifiers.errors import UserError
 from headrace.verifiers.function import CallableVerifier
 from headrace.verifiers.records import Sample
 
+SMALL_ENGINE = "headrace.actors.small_engine:SmallEngine"
+
 
 def reward(completion: str, row: dict) -> float:
     return float(row["answer"] in completion)
@@ -181,7 +183,7 @@ def resume(letters_job, started, monkeypatch):
 
     monkeypatch.setattr(trainer, "ray_cluster", no_cluster)
     display = PlainDisplay(Console(quiet=True), lambda: 0.0)
-    return lambda: run_job(load_job(letters_job), resume=True, display=display)
+    return lambda: run_job(load_job(letters_job), resume=True, display=display, engine_class=SMALL_ENGINE)
 
 
 @pytest.mark.parametrize(

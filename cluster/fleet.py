@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport, WeightPublisher
 from headrace.cluster.queue_actor import GeneratorEntry
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.learner.losses import LossOptions
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.worker import WorkerSettings
 
@@ -82,11 +84,10 @@ class Fleet:
             check_room=self._check_verification_room,
         )
         self._generators.workers = self.verification
+        learner = learner_worker_settings(prepared, log_dir)
         self.learner = LearnerPool(
-            launch_ranks(
-                learner_worker_settings(prepared, log_dir),
-                Requirements(member_resources(job, Pool.LEARNER, custom)),
-            )
+            launch_ranks(learner, Requirements(member_resources(job, Pool.LEARNER, custom))),
+            flat_groups_cost=learner.learner.flat_groups_cost,
         )
         self.publisher.sender = self.learner.sender
 
@@ -235,10 +236,7 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             seed=job.job.seed,
             device="cuda" if on_gpu else "cpu",
             normalize_advantages=algorithm.normalize_advantages,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            kl_coef=algorithm.kl_coef,
-            tis_cap=algorithm.tis_cap,
+            loss=LossOptions(**{field.name: getattr(algorithm, field.name) for field in fields(LossOptions)}),
             learning_rate=learner.learning_rate,
             schedule=learner.schedule,
             warmup_steps=learner.warmup_steps,

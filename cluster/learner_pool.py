@@ -37,9 +37,11 @@ def launch_ranks(settings: WorkerSettings, requirements: Requirements) -> list[A
 class LearnerPool:
     """Collective calls go to every rank, in the same order; answers are rank 0's where they are the same."""
 
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        """`ranks`: actor handles of the ranks, in their order (`launch_ranks`)."""
+    def __init__(self, ranks: Sequence[Any], *, flat_groups_cost: bool = False) -> None:
+        """`ranks`: actor handles of the ranks, in their order (`launch_ranks`). `flat_groups_cost`: groups without variance
+        go through the model too (`LearnerSettings.flat_groups_cost`)."""
         self._ranks = list(ranks)
+        self._flat_groups_cost = flat_groups_cost
         self._reports: list[RankReport] = []
         self._state = MemberState.STARTING
         self.steps = 0
@@ -64,7 +66,8 @@ class LearnerPool:
 
     async def train_step(self, groups: Sequence[TakenGroup], step: int) -> StepReport:
         """One optimizer step; each rank fetches its share of the groups from the object store."""
-        shares = share_groups([group_tokens(group) for group in groups], len(self._ranks))
+        costs = [group_tokens(group, self._flat_groups_cost) for group in groups]
+        shares = share_groups(costs, len(self._ranks))
         calls = [
             rank.train_step.remote([groups[index].payload for index in share], step)
             for rank, share in zip(self._ranks, shares, strict=True)
@@ -160,10 +163,11 @@ async def _answer(rank: int, call: Awaitable[Any]) -> Any:
         raise PoolFailed(f"learner-{rank} is lost: {first_line(error)}") from error
 
 
-def group_tokens(group: TakenGroup) -> int:
-    """Tokens that the group costs the learner: none without variance, and its prompt once."""
+def group_tokens(group: TakenGroup, flat_groups_cost: bool) -> int:
+    """Tokens that the group costs the learner: its prompt once; none without variance, unless `flat_groups_cost`."""
     numbers = group.numbers
-    return numbers.prompt_tokens + sum(numbers.completion_tokens) if numbers.has_variance else 0
+    costs = flat_groups_cost or numbers.has_variance
+    return numbers.prompt_tokens + sum(numbers.completion_tokens) if costs else 0
 
 
 def share_groups(tokens: Sequence[int], ranks: int) -> list[list[int]]:

@@ -15,6 +15,9 @@ from headrace.learner.rank import StepMetrics
 from headrace.learner.worker import StepReport
 from headrace.verifiers.records import GroupNumbers, StopReason
 
+LEARNED = (set(StepMetrics.__struct_fields__) & set(StepRecord.__struct_fields__)) - {"step", "phases"}
+"""What the learner says of a step and the record takes over as it is; the record's phases are more than the learner's."""
+
 
 class StepTimes(msgspec.Struct):
     """Where a step's wall-clock time goes; filled in as the step goes on."""
@@ -73,39 +76,19 @@ def step_record(step: int, batch: Batch, report: StepReport, times: StepTimes, e
         staleness_mean=float(np.mean(staleness)),
         staleness_max=max(staleness),
         groups_trained=len(trained),
-        groups_without_gradient=without_gradient(trained, metrics),
         groups_filtered=len(batch.filtered),
         groups_dropped=batch.dropped,
         samples=len(lengths),
         generated_tokens=sum(lengths),
-        learner_tokens=metrics.learner_tokens,
         samples_per_second=len(lengths) / times.seconds,
         generated_tokens_per_second=sum(lengths) / times.seconds,
         learner_tokens_per_second=metrics.learner_tokens / times.seconds,
-        loss=metrics.loss,
-        grad_norm=metrics.grad_norm,
-        learning_rate=metrics.learning_rate,
-        kl=metrics.kl,
-        mismatch_kl=metrics.mismatch_kl,
-        clip_share=metrics.clip_share,
-        tis_truncated_share=metrics.tis_truncated_share,
-        effective_sample_share=metrics.effective_sample_share,
-        entropy=metrics.entropy,
+        **{name: getattr(metrics, name) for name in LEARNED},
         phases=times.phases,
         busy=times.busy,
         queue_ready=batch.ready_left,
         queue_leased=batch.leased,
     )
-
-
-def without_gradient(trained: list[GroupNumbers], metrics: StepMetrics) -> int:
-    """How many of the step's groups gave it no gradient: rewards all alike, and no KL term.
-
-    With a KL term every trained token has a gradient; without one the tokens of these groups have none.
-    """
-    if metrics.gradient_tokens == metrics.trained_tokens:
-        return 0
-    return sum(not numbers.has_variance for numbers in trained)
 
 
 def pass_rate(returned: list[GroupNumbers]) -> float:

@@ -10,6 +10,7 @@ the batch's age and the engine's other arithmetic do is in the importance weight
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -31,8 +32,10 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The algorithm's constants, named as in the job file's `[algorithm]`."""
+    """The loss and its constants, named as in the job file's `[algorithm]`, with its defaults: a field that both have is
+    carried from there by its name."""
 
+    name: str = "grpo"  # of `LOSSES`
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.0
@@ -119,3 +122,9 @@ def grpo_loss(inputs: LossInputs, options: LossOptions) -> tuple[Float[Tensor, "
 
 def _sum(values: Tensor) -> Tensor:
     return values.detach().double().sum()
+
+
+Loss = Callable[[LossInputs, LossOptions], tuple[Tensor, LossSums]]
+
+LOSSES: dict[str, Loss] = {"grpo": grpo_loss}
+"""By `algorithm.name`; a test holds the names to those that the job file may give."""

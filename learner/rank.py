@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
 from headrace.learner import checkpoint
-from headrace.learner.losses import LossInputs, LossOptions, LossSums, grpo_loss
+from headrace.learner.losses import LOSSES, LossInputs, LossOptions, LossSums
 from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
 from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
 from headrace.learner.policy import Policy, load_policy
@@ -36,7 +36,10 @@ from headrace.verifiers.records import LEARNER_PHASES, Group
 
 
 class StepMetrics(msgspec.Struct, frozen=True):
-    """One optimizer step. All values but `phases` are those of the whole batch, the same on every rank."""
+    """One optimizer step. All values but the last two are those of the whole batch, the same on every rank.
+
+    What `StepRecord` (cluster/run_records.py) has under the same name is taken into a run's `metrics.jsonl`.
+    """
 
     step: int
     loss: float  # nats a trained token: the sum over all ranks, divided by trained_tokens
@@ -50,8 +53,10 @@ class StepMetrics(msgspec.Struct, frozen=True):
     entropy: float  # nats a token
     trained_tokens: int  # response tokens that the loss is a mean over
     gradient_tokens: int  # of these, the ones whose groups had a gradient: the other means are over them
+    groups_without_gradient: int  # these did not go through the model
     learner_tokens: int  # tokens that went through the forward pass
     passes: int  # forward passes of each rank
+    rank_tokens: int  # this rank's share of learner_tokens
     phases: dict[str, float]  # this rank's seconds: pack, forward, backward, optimizer
 
 
@@ -69,12 +74,6 @@ class LearnerRank:
         self.device = torch.device(settings.device)
         self.reference: Policy | None = None
         self._warm_optimizer: AdamW | None = None
-        self._options = LossOptions(
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            kl_coef=settings.kl_coef,
-            tis_cap=settings.tis_cap,
-        )
 
     def setup(self, store_host: str, store_port: int) -> None:
         """Join the other ranks (rank 0 listens on `store_port` of `store_host`), load the policy and shard it.
@@ -105,7 +104,7 @@ class LearnerRank:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-        if settings.kl_coef > 0:
+        if settings.loss.kl_coef > 0:
             self.reference = self._load(mesh, compute_dtype).requires_grad_(False)
 
     def train_step(self, groups: list[Group], step: int) -> StepMetrics:
@@ -117,7 +116,7 @@ class LearnerRank:
         phases: dict[str, float] = dict.fromkeys(LEARNER_PHASES, 0.0)
         settings = self.settings
         with self._phase(phases, "pack"):
-            batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.kl_coef > 0)
+            batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.flat_groups_cost)
             packs = pack_documents(batch.documents, settings.max_tokens_per_pack)
             passes, trained_tokens = self._agree(len(packs), batch.trained_tokens)
 
@@ -127,7 +126,7 @@ class LearnerRank:
             pack = pack.to(self.device)
             with self._phase(phases, "forward"):
                 reference = None if self.reference is None else self.reference.logprobs(pack)
-                token_loss = PackLoss(pack, reference, self._options)
+                token_loss = PackLoss(pack, reference, settings.loss)
                 loss = self.policy(pack, token_loss)
                 if index < len(packs):
                     sums = sums + token_loss.sums
@@ -147,7 +146,8 @@ class LearnerRank:
             )
             grad_norm = self._optimizer_step(self.optimizer, learning_rate) if passes else 0.0
         self.step = step
-        return self._metrics(sums, packs, grad_norm, learning_rate, trained_tokens, passes, phases)
+        skipped = len(groups) - len(batch.documents)
+        return self._metrics(sums, packs, skipped, grad_norm, learning_rate, trained_tokens, passes, phases)
 
     def supervised_step(self, examples: list[SupervisedExample], learning_rate: float) -> float:
         """One step of cross-entropy on all ranks' examples together; the loss before it, in nats a completion token.
@@ -298,16 +298,19 @@ class LearnerRank:
         self,
         sums: LossSums,
         packs: list[Pack],
+        skipped_groups: int,
         grad_norm: float,
         learning_rate: float,
         trained_tokens: int,
         passes: int,
         phases: dict[str, float],
     ) -> StepMetrics:
-        own_tokens = sums.tokens.new_tensor(sum(len(pack.token_ids) for pack in packs))
-        vector = torch.cat([sums.as_vector(), own_tokens[None]])
+        rank_tokens = sum(len(pack.token_ids) for pack in packs)
+        counts = sums.tokens.new_tensor([rank_tokens, skipped_groups])
+        vector = torch.cat([sums.as_vector(), counts])
         dist.all_reduce(vector)
-        total = LossSums.from_vector(vector[:-1].cpu())
+        total = LossSums.from_vector(vector[: -len(counts)].cpu())
+        learner_tokens, without_gradient = vector[-len(counts) :].tolist()
         tokens = max(float(total.tokens), 1.0)
         squares = float(total.weights_squared)
         return StepMetrics(
@@ -323,8 +326,10 @@ class LearnerRank:
             entropy=float(total.entropy) / tokens,
             trained_tokens=trained_tokens,
             gradient_tokens=int(total.tokens),
-            learner_tokens=int(vector[-1]),
+            groups_without_gradient=int(without_gradient),
+            learner_tokens=int(learner_tokens),
             passes=passes,
+            rank_tokens=rank_tokens,
             phases=phases,
         )
 
@@ -338,7 +343,7 @@ class LearnerRank:
 
 
 class PackLoss:
-    """`grpo_loss` over one pack as a `TokenLoss`; `sums` holds the metrics of the chunks so far."""
+    """The chosen loss over one pack as a `TokenLoss`; `sums` holds the metrics of the chunks so far."""
 
     def __init__(
         self, pack: Pack, reference_logprobs: Float[Tensor, " responses"] | None, options: LossOptions
@@ -346,6 +351,7 @@ class PackLoss:
         self.pack = pack
         self.reference_logprobs = reference_logprobs
         self.options = options
+        self.loss = LOSSES[options.name]
         self.sums = LossSums.zero(pack.targets.device)
 
     def __call__(
@@ -358,7 +364,7 @@ class PackLoss:
             entropies=entropies,
             reference_logprobs=None if self.reference_logprobs is None else self.reference_logprobs[rows],
         )
-        loss, sums = grpo_loss(inputs, self.options)
+        loss, sums = self.loss(inputs, self.options)
         self.sums = self.sums + sums
         return loss
 

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 import torch
 
+from headrace.learner.losses import LossOptions
 from headrace.verifiers.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,10 +22,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
 
     normalize_advantages: bool = True
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coef: float = 0.0
-    tis_cap: float = 2.0
+    loss: LossOptions = LossOptions()
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -51,6 +49,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"learner.dtype: {self.dtype!r} cannot be trained in: give float32 or bfloat16")
         return DTYPES[self.dtype]
+
+    @property
+    def flat_groups_cost(self) -> bool:
+        """Whether groups whose advantages are all zero go through the model: a KL term gives them a gradient."""
+        return self.loss.kl_coef > 0
 
     @property
     def gathers_once(self) -> bool:

@@ -112,13 +112,16 @@ class LearnerWorker:
         fetched = time.monotonic()
         metrics = self._rank.train_step(groups, step)
         seconds = time.monotonic() - start
+        self._count(metrics)
+        return StepReport(metrics, fetched - start, seconds)
+
+    def _count(self, metrics: StepMetrics) -> None:
         self._metrics.add(telemetry.LEARNER_STEPS)
-        self._metrics.add(telemetry.LEARNER_TOKENS, metrics.learner_tokens)
+        self._metrics.add(telemetry.LEARNER_TOKENS, metrics.rank_tokens)
         for phase, spent in metrics.phases.items():
             self._metrics.add(telemetry.LEARNER_PHASE, spent, phase=phase)
         if torch.cuda.is_available():
             self._metrics.set(telemetry.LEARNER_DEVICE_MEMORY, torch.cuda.max_memory_allocated())
-        return StepReport(metrics, fetched - start, seconds)
 
     @ray.method(concurrency_group="compute")
     def supervised_step(self, examples: list[SupervisedExample], learning_rate: float) -> float:

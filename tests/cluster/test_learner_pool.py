@@ -119,9 +119,17 @@ async def test_a_rank_that_does_not_answer_is_given_up_by_the_name_of_the_call()
         await gather_ranks("save", [asyncio.Event().wait()], 0.02)
 
 
-def test_a_group_without_variance_costs_the_learner_nothing():
-    assert group_tokens(taken("a", 30)) == 70
-    assert group_tokens(taken("a", 30, rewards=(1.0, 1.0))) == 0
+@pytest.mark.parametrize(("flat_groups_cost", "tokens"), [(False, 0), (True, 70)])
+def test_a_group_without_variance_costs_the_learner_nothing_unless_a_kl_term_needs_it(flat_groups_cost, tokens):
+    assert group_tokens(taken("a", 30), flat_groups_cost) == 70
+    assert group_tokens(taken("a", 30, rewards=(1.0, 1.0)), flat_groups_cost) == tokens
+
+
+async def test_groups_without_variance_are_spread_over_the_ranks_where_they_cost():
+    ranks = [FakeRank(0), FakeRank(1)]
+    pool = LearnerPool(ranks, flat_groups_cost=True)
+    await pool.train_step([taken(name, 30, rewards=(1.0, 1.0)) for name in "abcd"], 1)
+    assert [len(rank.calls[0][1]) for rank in ranks] == [2, 2]
 
 
 @given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 5))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headrace.learner.advantages import group_advantages
+from headrace.learner.losses import LossOptions
 from headrace.learner.rank import LearnerRank
 from headrace.learner.settings import LearnerSettings
 from headrace.verifiers.errors import UserError
@@ -37,7 +38,7 @@ def rank(llama_folder: Path, free_port: int) -> Iterator[LearnerRank]:
 
 @pytest.fixture
 def rank_with_reference(llama_folder: Path, free_port: int) -> Iterator[LearnerRank]:
-    rank = start(scenario.settings_for(llama_folder, kl_coef=0.05), free_port)
+    rank = start(scenario.settings_for(llama_folder, loss=scenario.WITH_REFERENCE), free_port)
     yield rank
     rank.close()
 
@@ -63,6 +64,12 @@ def test_two_ranks_take_the_same_steps_as_one(rank_with_reference: LearnerRank, 
     assert_close(scenario.weights(rank), two_rank_results["weights after 2"])
     for mine, theirs in zip(rank.probe(scenario.PROBES), two_rank_results["probe"], strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_rank_counts_its_own_tokens_and_all_know_the_sum(two_rank_results: dict):
+    (first, all_tokens), (second, also_all) = two_rank_results["tokens of each rank, and of all"]
+    assert 0 < first < second
+    assert first + second == all_tokens == also_all
 
 
 def test_one_rank_continues_a_checkpoint_of_two(rank_with_reference: LearnerRank, two_rank_results: dict):
@@ -125,8 +132,8 @@ def test_gradient_does_not_depend_on_packing_or_on_computing_flat_groups(
     rank.close()
     other = start(
         scenario.settings_for(
-            llama_folder, max_tokens_per_pack=1000, head_chunk_tokens=1000, kl_coef=1e-30, keep_gathered=False,
-            activation_checkpointing=True,
+            llama_folder, max_tokens_per_pack=1000, head_chunk_tokens=1000, loss=LossOptions(kl_coef=1e-30),
+            keep_gathered=False, activation_checkpointing=True,
         ),
         free_port,
     )  # fmt: skip
@@ -135,6 +142,7 @@ def test_gradient_does_not_depend_on_packing_or_on_computing_flat_groups(
     other.close()
     assert (metrics.passes, packed.passes) == (3, 1) or metrics.passes > packed.passes == 1
     assert packed.gradient_tokens > metrics.gradient_tokens
+    assert (metrics.groups_without_gradient, packed.groups_without_gradient) == (1, 0)
     assert packed.trained_tokens == metrics.trained_tokens
     assert packed.grad_norm == pytest.approx(metrics.grad_norm, abs=1e-5)
     assert_close(expected, found)
@@ -214,7 +222,7 @@ def test_reference_is_the_policy_after_the_warm_start_and_stays_so_in_a_checkpoi
     rank.save(tmp_path / "checkpoint")
     expected = rank.train_step(scenario.random_groups(1), 4)
     rank.close()
-    again = start(scenario.settings_for(llama_folder, kl_coef=0.05), free_port)
+    again = start(scenario.settings_for(llama_folder, loss=scenario.WITH_REFERENCE), free_port)
     again.train_step(scenario.random_groups(1), 1)
     again.load(tmp_path / "checkpoint")
     found = again.train_step(scenario.random_groups(1), 4)
@@ -227,7 +235,7 @@ def test_a_checkpoint_without_the_reference_policy_is_refused(
 ):
     rank.save(tmp_path / "checkpoint")
     rank.close()
-    other = start(scenario.settings_for(llama_folder, kl_coef=0.05), free_port)
+    other = start(scenario.settings_for(llama_folder, loss=scenario.WITH_REFERENCE), free_port)
     with pytest.raises(UserError, match="no reference policy"):
         other.load(tmp_path / "checkpoint")
     other.close()

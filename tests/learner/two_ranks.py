@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from headrace.learner.losses import LossOptions
 from headrace.learner.rank import LearnerRank, StepMetrics
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample
@@ -25,6 +27,7 @@ from headrace.verifiers.records import (
 )
 
 VOCABULARY = 97
+WITH_REFERENCE = LossOptions(kl_coef=0.05)
 PROBES = [[5, 6, 7, 8, 9], [1, 2], [90, 3, 3, 60]]
 
 
@@ -90,19 +93,24 @@ def comparable(metrics: StepMetrics) -> dict[str, float]:
     names = (
         "step", "loss", "grad_norm", "learning_rate", "kl", "mismatch_kl", "clip_share", "tis_truncated_share",
         "effective_sample_share", "entropy", "trained_tokens", "gradient_tokens",
+        "groups_without_gradient",
     )  # fmt: skip
     return {name: getattr(metrics, name) for name in names}
 
 
 def main(rank_number: int, port: int, model: Path, folder: Path) -> None:
-    rank = LearnerRank(settings_for(model, kl_coef=0.05), rank_number, 2)
+    rank = LearnerRank(settings_for(model, loss=WITH_REFERENCE), rank_number, 2)
     rank.setup("127.0.0.1", port)
     results: dict[str, object] = {}
 
     def mine(groups: list, cut: int) -> list:
         return groups[:cut] if rank_number == 0 else groups[cut:]
 
-    results["uneven"] = comparable(rank.train_step(mine(random_groups(1), 1), 1))
+    uneven = rank.train_step(mine(random_groups(1), 1), 1)
+    results["uneven"] = comparable(uneven)
+    shares = [None, None]
+    dist.all_gather_object(shares, (uneven.rank_tokens, uneven.learner_tokens))
+    results["tokens of each rank, and of all"] = shares
     results["weights after 1"] = weights(rank)
     results["alone"] = comparable(rank.train_step(mine(random_groups(2), 5), 2))
     rank.save(folder / "checkpoint")

@@ -6,8 +6,10 @@ own, the plain one writes a heartbeat when the controller's `tick` finds that no
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from headrace.cluster.run_records import EvaluationRecord, MemberState, RunStatu
 from headrace.cluster.status_panel import render_status
 
 HEARTBEAT_SECONDS = 15.0
+TICK_SECONDS = 1.0
 
 
 class Display(Protocol):
@@ -54,6 +57,25 @@ def make_display(console: Console, clock: Callable[[], float] = time.time) -> Di
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console, clock)
     return PlainDisplay(console, clock)
+
+
+@contextmanager
+def ticking(display: Display) -> Iterator[Callable[[], None]]:
+    """Ticks from a thread, for the time before there is an event loop to do it; until the block ends, or the function that
+    it gives is called."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(TICK_SECONDS):
+            display.tick(time.time())
+
+    thread = threading.Thread(target=tick, name="tick", daemon=True)
+    thread.start()
+    try:
+        yield over.set
+    finally:
+        over.set()
+        thread.join()
 
 
 class LiveDisplay:

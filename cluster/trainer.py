@@ -17,7 +17,7 @@ from rich.console import Console
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.config import JobConfig, RolloutSection
 from headrace.cluster.controller import Controller, Stopped
-from headrace.cluster.display import Display, make_display
+from headrace.cluster.display import Display, make_display, ticking
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
@@ -83,18 +83,20 @@ def run_job(
             check_compatible(job, folder)
         if engine_class == VLLM_ENGINE:
             check_engine_arguments(job.rollout.engine)
-        prepared = prepare(job, verifier, display.event)
+        with ticking(display):
+            prepared = prepare(job, verifier, display.event)
         if resume and (before := folder.read_data()):
             before.check_unchanged(prepared.data, folder.data)
         check_port(job.metrics.host, job.metrics.port)
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
-        with Interrupts() as interrupts, ray_cluster(job) as cluster:
+        with Interrupts() as interrupts, ticking(display) as stop_ticking, ray_cluster(job) as cluster:
             interrupts.take_back()
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
             folder.write_data(prepared.data)
+            stop_ticking()  # from here on the run's own loop does it
             summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
     finally:
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import threading
+from typing import cast
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from headrace.cluster import display
 from headrace.cluster.display import (
     HEARTBEAT_SECONDS,
     Display,
@@ -73,6 +75,23 @@ def drawn(status: RunStatus, width: int = 100, every_member: bool = True) -> str
         render_status(status, TIME + 12, [step_record(1), step_record(2)], every_member)
     )
     return output.getvalue()
+
+
+def test_a_display_is_ticked_from_a_thread_while_there_is_no_loop_and_no_longer(monkeypatch):
+    monkeypatch.setattr(display, "TICK_SECONDS", 0.001)
+    ticked = threading.Event()
+    ticks: list[float] = []
+
+    class Ticked:
+        def tick(self, now: float) -> None:
+            ticks.append(now)
+            ticked.set()
+
+    with display.ticking(cast(Display, Ticked())) as stop:
+        assert ticked.wait(5)
+        stop()
+    assert ticks
+    assert not any(thread.name == "tick" for thread in threading.enumerate())
 
 
 def test_plain_output_is_one_line_for_each_step_phase_and_event(plain: Display, output: io.StringIO) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import sys
+import tomllib
 from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
@@ -102,6 +103,12 @@ def test_a_call_with_a_wrong_or_extra_argument_does_not_validate() -> None:
 def test_demonstrations_are_compact_json() -> None:
     for row in rows("warm_start.jsonl"):
         assert row["completion"] == json.dumps(json.loads(row["completion"]), separators=(",", ":"))
+
+
+def test_the_system_message_is_the_same_wherever_it_stands() -> None:
+    message = (BOOKING / "system.txt").read_text(encoding="utf-8").strip()
+    for job in (BOOKING / "job.toml", BOOKING.parents[1] / "benchmarks" / "throughput.toml"):
+        assert tomllib.loads(job.read_text(encoding="utf-8"))["data"]["system"].strip() == message, job
 
 
 def test_system_message_names_every_tool_with_its_arguments_in_order() -> None:

@@ -37,6 +37,7 @@ class SmallEngine:
         )
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(settings.model)
         self._receiver = StagedReceiver(torch.device("cpu"), settings.local_host)
+        self._updating = False  # from `receive` to its swap or its end without one, as in vLLM's workers
         self._version = UNSYNCED
         self._running = asyncio.Event()
         self._running.set()
@@ -90,11 +91,14 @@ class SmallEngine:
         return [self._sequence_logprobs(sequence) for sequence in sequences]
 
     async def join(self, address: GroupAddress, rank: int) -> None:
-        self._receiver.abort()
+        await self.abort_update()
         self._receiver.join(address, rank)
 
     async def receive(self, manifest: WeightManifest) -> None:
+        if self._updating:
+            raise RuntimeError("a weight update is already active: swap, join or abort it first")
         self._receiver.receive(manifest)
+        self._updating = True
 
     async def staging(self) -> list[StagingStatus]:
         return [self._receiver.status()]
@@ -106,11 +110,13 @@ class SmallEngine:
         with torch.no_grad():
             for name, tensor in layout.views(buckets):
                 parameters[name].copy_(tensor)
+        self._updating = False
         self._version = version
         return time.monotonic() - start
 
     async def abort_update(self) -> None:
         self._receiver.abort()
+        self._updating = False
 
     async def pause(self) -> None:
         self._running.clear()

@@ -110,6 +110,9 @@ class VllmEngine:
         return final
 
     async def join(self, address: GroupAddress, rank: int) -> None:
+        # Weights that came in the group before and were not swapped in, since another of its members died, are an update
+        # under way to vLLM, which takes no second one beside it.
+        await self.abort_update()
         await self._engine.init_weight_transfer_engine(
             WeightTransferInitRequest(
                 {

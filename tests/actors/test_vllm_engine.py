@@ -44,6 +44,11 @@ class Setup:
 
     async def update(self, version: int) -> float:
         """Bring the engine to the model's present weights; the pause."""
+        await self.receive(version)
+        return await self.engine.swap(version, clear_cache=False)
+
+    async def receive(self, version: int) -> None:
+        """Bring the model's present weights into the engine's staging buffers."""
         manifest = self.sender.snapshot(
             version, ((name, tensor.bfloat16()) for name, tensor in self.model.named_parameters())
         )
@@ -56,7 +61,6 @@ class Setup:
             await asyncio.sleep(0.01)
         assert status.state is StagingState.READY, status.error
         assert status.checksum == manifest.checksum
-        return await self.engine.swap(version, clear_cache=False)
 
     @torch.no_grad()
     def logprobs(self, sequence: list[int]) -> list[float]:
@@ -179,6 +183,21 @@ async def test_a_broken_transfer_leaves_the_engine_with_its_weights_and_able_to_
     assert [span.version for span in output.spans] == [6]
     await setup.update(8)
     attest(setup.expected(), await setup.engine.probe(setup.sequences), TOLERANCE)
+
+
+async def test_weights_that_were_received_and_not_swapped_in_make_way_for_those_of_a_new_epoch(setup):
+    await setup.receive(9)  # all bytes are there; another member of the group is not so lucky
+    setup.joined = False
+    await setup.update(9)
+    attest(setup.expected(), await setup.engine.probe(setup.sequences), TOLERANCE)
+
+
+@pytest.mark.parametrize(("on_gpu", "eager", "cache_bytes"), [(False, True, 2**28), (True, False, None)])
+async def test_an_engine_on_a_gpu_compiles_and_takes_the_cache_that_fits(on_gpu, eager, cache_bytes):
+    from headrace.actors.vllm_engine import engine_arguments
+
+    arguments = engine_arguments(EngineSettings("m", 64, "float32", 0, kv_cache_bytes=2**28, on_gpu=on_gpu))
+    assert (arguments.enforce_eager, arguments.kv_cache_memory_bytes) == (eager, cache_bytes)
 
 
 async def test_an_engine_that_cannot_be_started_says_why_to_the_user(exported, monkeypatch):

@@ -3,18 +3,19 @@
 Samples are many and small, calls are dear: `VerificationClient` keeps one queue of samples, and for each worker one task
 that takes what is waiting, up to a batch, whenever the worker is free. That is the backpressure, the balancing and the
 retry in one: a sample whose worker died goes back into the queue, and another worker's task takes it.
+
+A call has a deadline, by which a worker that hangs is told from one that works. So a batch is only as large as leaves a
+call well within it: the first call has one sample, and the next one twice as many while calls are quick.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 import ray
@@ -25,16 +26,14 @@ from headrace.actors.node_address import node_address
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier, printable
 from headrace.verifiers.records import Completion, Sample, StopReason, Verdict, VerdictKind
+from headrace.verifiers.telemetry import log_stream
 
 log = structlog.get_logger()
 
 BATCH = 64  # samples in one call, at most
+QUICK = 1 / 3  # share of the timeout below which a full call is followed by a larger one: twice the samples still fit
+SLOW = 2 / 3  # share of the timeout above which calls become smaller
 LOGGED_FAILURES = 5  # checks that did not run, of one worker: what is wrong with the first is wrong with the others
-
-
-def log_stream(log_dir: str | None, member: str) -> TextIO | Path:
-    """Where a member's log lines go: its own file in the run folder, or stderr, which Ray keeps."""
-    return Path(log_dir) / f"{member}.jsonl" if log_dir else sys.stderr
 
 
 class MemberReport(msgspec.Struct, frozen=True):
@@ -129,8 +128,11 @@ class VerificationClient:
     """Gives samples to whichever worker is free. Lives in the generator's event loop."""
 
     def __init__(self, timeout_seconds: float, attempts: int) -> None:
+        """`timeout_seconds`: for one call of a worker, its wait behind those of other generators included."""
         self._timeout_seconds = timeout_seconds
         self._attempts = attempts
+        self._batch = 1  # samples in the next call, at most
+        self._answered = 0.0  # when a worker last answered, by the event loop's clock
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retired: set[str] = set()
@@ -146,13 +148,20 @@ class VerificationClient:
                 task.add_done_callback(note_outcome)
 
     async def verify(self, sample: Sample) -> Verdict:
-        """The verdict; `infra_error` once every attempt has failed. Ends within attempts x timeout."""
-        pending = _Pending(sample, asyncio.get_running_loop().create_future(), 1)
+        """The verdict; `infra_error` once every attempt has failed, or when no worker has answered anything, this sample or
+        another, for attempts x timeout. While they answer, it waits for its turn."""
+        loop = asyncio.get_running_loop()
+        patience = self._timeout_seconds * self._attempts
+        pending = _Pending(sample, loop.create_future(), 1)
         self._waiting.put_nowait(pending)
+        start = loop.time()
         try:
-            return await asyncio.wait_for(pending.verdict, self._timeout_seconds * self._attempts)
-        except TimeoutError:
-            return infra_error("no_worker", "no verification worker took the sample in time")
+            while (left := max(start, self._answered) + patience - loop.time()) > 0:
+                if (await asyncio.wait({pending.verdict}, timeout=left))[0]:
+                    return pending.verdict.result()
+        finally:
+            pending.verdict.cancel()  # nobody waits for it any more: it is not offered again
+        return infra_error("no_worker", f"no verification worker has answered for {patience:g} s")
 
     async def _serve(self, name: str, handle: Any) -> None:
         """Feed one worker until it dies or is retired."""
@@ -163,7 +172,7 @@ class VerificationClient:
                 if name in self._retired:  # it was, while it waited: the sample is another worker's
                     self._waiting.put_nowait(batch[0])
                     return
-                while len(batch) < BATCH and not self._waiting.empty():
+                while len(batch) < self._batch and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
                 batch = [pending for pending in batch if not pending.verdict.done()]
                 if batch and not await self._verify_batch(name, handle, batch):
@@ -179,11 +188,13 @@ class VerificationClient:
     async def _verify_batch(self, name: str, handle: Any, batch: list[_Pending]) -> bool:
         """Whether the worker can go on."""
         late = False
+        start = asyncio.get_running_loop().time()
         call = asyncio.ensure_future(handle.verify.remote([pending.sample for pending in batch]))
         try:
             done, _ = await asyncio.wait({call}, timeout=self._timeout_seconds)
             if not done:
                 late = True
+                self._resize(len(batch), self._timeout_seconds)
                 log.warning("verification_worker_late", worker=name, samples=len(batch))
                 self._settle_all(
                     batch, infra_error("worker_late", f"{name}: no verdict in {self._timeout_seconds:g} s")
@@ -197,11 +208,15 @@ class VerificationClient:
             return False
         except RayError as error:  # the verifier raised: a bug in it, which another worker has too
             log.error("verification_failed", worker=name, samples=len(batch), error=str(error))
+            self._answered = asyncio.get_running_loop().time()
             if not late:
                 self._settle_all(batch, infra_error("verifier_raised", str(error).strip().splitlines()[-1]))
             return True
         finally:
             call.cancel()
+        self._answered = asyncio.get_running_loop().time()
+        if not late:
+            self._resize(len(batch), self._answered - start)
         if len(verdicts) != len(batch):
             wrong = infra_error("verdicts_missing", f"{name}: {len(verdicts)} verdicts for {len(batch)} samples")
             verdicts = [wrong] * len(batch)
@@ -211,6 +226,13 @@ class VerificationClient:
             if not late or verdict.kind is not VerdictKind.INFRA_ERROR:
                 self._settle(pending, verdict)
         return True
+
+    def _resize(self, samples: int, seconds: float) -> None:
+        """What a call of so many samples has taken decides how many the next ones have."""
+        if seconds > SLOW * self._timeout_seconds:
+            self._batch = max(1, min(self._batch, samples // 2))
+        elif seconds < QUICK * self._timeout_seconds and samples == self._batch:
+            self._batch = min(BATCH, 2 * samples)
 
     def _settle_all(self, batch: list[_Pending], verdict: Verdict) -> None:
         for pending in batch:

@@ -27,7 +27,7 @@ GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a
 WORKER_START_SECONDS = 120.0
 CALL_SECONDS = 60.0  # for a control call to answer
 RATE_SECONDS = 30.0  # tokens count when a request ends, so that a rate over a moment says nothing
-HUNG_CHECK = 2.0  # a check that has taken so many times its timeout is taken to be hung
+HUNG_CHECK = 2.0  # a worker whose call has taken so many times the timeout is taken to be hung
 
 
 class Requirements(msgspec.Struct, frozen=True):
@@ -152,7 +152,7 @@ class VerificationKind:
         log_dir: str | None,
         timeout_seconds: float,
     ) -> None:
-        """`timeout_seconds`: what a batch of samples may take."""
+        """`timeout_seconds`: what one call may take; `VerificationClient` gives it as many samples as fit."""
         self._run = run
         self._host = host
         self._verifier = verifier
@@ -174,7 +174,7 @@ class VerificationKind:
         report: WorkerStatus = await member.handle.report.remote()
         member.inflight, member.done, member.busy_seconds = report.inflight, report.done, report.busy_seconds
         if report.call_seconds > self._hung_seconds:
-            raise TimeoutError(f"a check has hung for {report.call_seconds:.0f} s")
+            raise TimeoutError(f"a call of {report.inflight} sample(s) has hung for {report.call_seconds:.0f} s")
 
     async def drained(self, member: Member) -> bool:
         await self.check(member)

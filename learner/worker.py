@@ -7,7 +7,6 @@ runs beside the next step. What they share is the send buffer inside `WeightSend
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,7 @@ class LearnerWorker:
 
     def __init__(self, settings: WorkerSettings, rank: int) -> None:
         name = f"learner-{rank}"
-        stream = Path(settings.log_dir) / f"{name}.jsonl" if settings.log_dir else sys.stderr
-        telemetry.configure_logging(settings.run, name, stream)
+        telemetry.configure_logging(settings.run, name, telemetry.log_stream(settings.log_dir, name))
         self._settings = settings
         self._rank = LearnerRank(settings.learner, rank, settings.world_size)
         self._node = node_address()

@@ -16,6 +16,7 @@ import errno
 import logging
 import re
 import socket
+import sys
 from collections.abc import MutableMapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -197,6 +198,11 @@ def serve_metrics(
 def metrics_url(host: str, port: int, node: str) -> str:
     """Where others find what `serve_metrics` serves: a process that listens everywhere is found by its node's address."""
     return f"http://{node if host in WILDCARDS else host}:{port}/metrics"
+
+
+def log_stream(log_dir: str | None, member: str) -> TextIO | Path:
+    """Where a member's log lines go: its own file in the run folder, or stderr, which Ray keeps."""
+    return Path(log_dir) / f"{member}.jsonl" if log_dir else sys.stderr
 
 
 def configure_logging(run: str, member: str, stream: TextIO | Path, level: int = logging.INFO) -> None:

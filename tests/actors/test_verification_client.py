@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,6 +61,42 @@ def sample(number: int) -> Sample:
     return Sample("text", {"number": number})
 
 
+class FastLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer as soon as nothing else is to be done."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0]._when)
+        super()._run_once()
+
+
+class SlowWorker(Worker):
+    """Takes `once` seconds a call and `each` a sample, one call at a time, by the event loop's clock."""
+
+    def __init__(self, name: str, once: float, each: float) -> None:
+        super().__init__(name)
+        self.once, self.each = once, each
+        self.slowest = 0.0
+        self._free = asyncio.Lock()
+
+    async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+        start = asyncio.get_running_loop().time()
+        async with self._free:
+            await asyncio.sleep(self.once + self.each * len(samples))
+        self.slowest = max(self.slowest, asyncio.get_running_loop().time() - start)
+        return await super()._verify(samples)
+
+
+def by_the_clock(test: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=FastLoop) as runner:
+        return runner.run(test)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS):
         while not condition():
@@ -73,12 +109,70 @@ async def test_samples_that_wait_go_in_one_batch_and_each_gets_its_own_verdict()
     async with client_of(worker) as client:
         first = asyncio.create_task(client.verify(sample(0)))
         await until(lambda: worker.batches == [1])
-        rest = [asyncio.create_task(client.verify(sample(number))) for number in range(1, BATCH + 11)]
+        rest = [asyncio.create_task(client.verify(sample(number))) for number in range(1, 3 * BATCH)]
         await asyncio.sleep(0)
         worker.gate.set()
         verdicts = await asyncio.gather(first, *rest)
-    assert worker.batches == [1, BATCH, 10]
-    assert [verdict.reward for verdict in verdicts] == [number / 1000 for number in range(BATCH + 11)]
+    assert worker.batches == [1, 2, 4, 8, 16, 32, BATCH, BATCH, 1]
+    assert [verdict.reward for verdict in verdicts] == [number / 1000 for number in range(3 * BATCH)]
+
+
+@pytest.mark.parametrize("generators", [1, 3])
+@pytest.mark.parametrize("each", [0.2, 1.0, 4.0, 12.0])
+def test_slow_checks_go_in_calls_that_end_in_time_and_every_sample_has_its_turn(each, generators):
+    """With the job file's defaults, and much more to check than fits in attempts x timeout."""
+
+    async def scenario() -> None:
+        worker = SlowWorker("w", once=0.0, each=each)
+        clients = [VerificationClient(30.0, 3) for _ in range(generators)]
+        for client in clients:
+            client.set_workers({"w": worker})
+        verdicts = await asyncio.gather(*[client.verify(sample(n)) for client in clients for n in range(200)])
+        assert {verdict.kind for verdict in verdicts} == {VerdictKind.PASS}
+        assert sum(worker.batches) == 200 * generators  # none was offered twice
+        if each * generators < 30.0:
+            assert worker.slowest <= 30.0
+        for client in clients:
+            await client.close()
+
+    by_the_clock(scenario())
+
+
+def test_checks_that_run_side_by_side_soon_fill_a_call():
+    async def scenario() -> SlowWorker:
+        worker = SlowWorker("w", once=9.0, each=0.0)
+        async with client_of(worker, timeout=30.0) as client:
+            await asyncio.gather(*[client.verify(sample(n)) for n in range(3 * BATCH)])
+        return worker
+
+    assert by_the_clock(scenario()).batches == [1, 2, 4, 8, 16, 32, BATCH, BATCH, 1]
+
+
+def test_calls_become_smaller_when_checks_become_slower():
+    async def scenario() -> SlowWorker:
+        worker = SlowWorker("w", once=0.0, each=0.01)
+        async with client_of(worker, timeout=30.0) as client:
+            await asyncio.gather(*[client.verify(sample(n)) for n in range(2 * BATCH - 1)])
+            worker.each = 0.4  # 26 s for a whole batch
+            await asyncio.gather(*[client.verify(sample(n)) for n in range(3 * BATCH)])
+        return worker
+
+    assert by_the_clock(scenario()).batches[-5:] == [BATCH, 32, 32, 32, 32]
+
+
+def test_a_sample_waits_while_the_worker_answers_others_and_no_longer():
+    async def scenario() -> tuple[Verdict, float]:
+        worker = SlowWorker("w", once=0.0, each=10.0)
+        async with client_of(worker, timeout=15.0, attempts=2) as client:
+            verdicts = [asyncio.create_task(client.verify(sample(n))) for n in range(10)]
+            await verdicts[4]  # after 50 s
+            worker.gate.clear()
+            last = await verdicts[-1]
+        return last, asyncio.get_running_loop().time()
+
+    verdict, seconds = by_the_clock(scenario())
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "no_worker")
+    assert seconds == 80.0
 
 
 async def test_a_busy_worker_leaves_the_samples_to_a_free_one():
@@ -94,11 +188,13 @@ async def test_a_busy_worker_leaves_the_samples_to_a_free_one():
 
 
 async def test_samples_of_a_worker_that_dies_are_verified_elsewhere():
-    dying, healthy = Worker("dying", RayActorError()), Worker("healthy")
-    dying.gate.clear()
+    dying, healthy = Worker("dying"), Worker("healthy")
     async with client_of(dying) as client:
+        await client.verify(sample(0))
+        dying.gate.clear()
+        dying.fault = RayActorError()
         verdicts = [asyncio.create_task(client.verify(sample(number))) for number in range(3)]
-        await until(lambda: sum(dying.batches) == 3)
+        await until(lambda: dying.batches == [1, 2])
         client.set_workers({"dying": dying, "healthy": healthy})
         dying.gate.set()
         assert [verdict.details["by"] for verdict in await asyncio.gather(*verdicts)] == ["healthy"] * 3

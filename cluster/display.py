@@ -239,7 +239,8 @@ def render_summary(summary: Summary, report: Path | None) -> RenderableType:
     )
     facts.add_row("groups", f"{groups.trained} trained, {groups.filtered} filtered, {groups.dropped} dropped")
     facts.add_row("staleness", f"at most {summary.max_staleness}")
-    facts.add_row("peak memory", f"{summary.peak_memory_bytes / 2**30:.1f} GiB")
+    if summary.peak_memory_bytes is not None:
+        facts.add_row("peak memory", f"{summary.peak_memory_bytes / 2**30:.1f} GiB")
     if summary.model is not None:
         facts.add_row("model", Text(summary.model))
     if report is not None:

@@ -1,4 +1,7 @@
-"""Memory of the run's processes on this machine: proportional set sizes, so that shared pages count once."""
+"""Memory of a run whose cluster is its own: proportional set sizes, so that shared pages count once.
+
+On a cluster that the run has joined its members are the children of the nodes' raylets, and not of this process.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ STEP = gauge("headrace_step", "Optimizer steps done; also the learner's weight v
 STEPS = gauge("headrace_steps", "Optimizer steps that the job asks for.")
 ELAPSED = gauge("headrace_elapsed_seconds", "Time since the run started.")
 PHASE_AGE = gauge("headrace_phase_age_seconds", "How long what goes on now has been going on.")
-PEAK_MEMORY = gauge("headrace_peak_memory_bytes", "Most memory (PSS) that the run's processes have held together.")
+PEAK_MEMORY = gauge(
+    "headrace_peak_memory_bytes",
+    "Most memory (PSS) that the run's processes have held together; 0 on a cluster that the run has joined.",
+)
 
 # Gauges of the last step, by the field of `StepRecord` that each shows: a line here exports and documents a new one.
 REWARDS = {
@@ -117,7 +120,7 @@ def update_from_status(telemetry: Telemetry, status: RunStatus, now: float) -> N
     telemetry.set(STEPS, status.steps)
     telemetry.set(ELAPSED, status.elapsed_seconds)
     telemetry.set(PHASE_AGE, max(0.0, now - status.phase_since))
-    telemetry.set(PEAK_MEMORY, status.peak_memory_bytes)
+    telemetry.set(PEAK_MEMORY, status.peak_memory_bytes or 0)
     telemetry.set(STALENESS_BOUND, status.max_staleness)
     telemetry.raise_to(WEIGHT_SYNCS, status.weight_syncs)
     if status.queue is not None:

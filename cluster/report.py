@@ -134,8 +134,11 @@ def _headlines(steps: Sequence[StepRecord], summary: Summary | None) -> list[Hea
             Headline("samples/s", f"{summary.samples_per_second:.2f}", "over the whole training"),
             Headline("tokens/s", rate, "generated / learned"),
             Headline("weight syncs", str(summary.weight_syncs)),
-            Headline("peak memory", f"{summary.peak_memory_bytes / 2**30:.1f} GiB", "PSS of all processes"),
         ]
+        if summary.peak_memory_bytes is not None:
+            lines.append(
+                Headline("peak memory", f"{summary.peak_memory_bytes / 2**30:.1f} GiB", "PSS of all processes")
+            )
     return lines
 
 

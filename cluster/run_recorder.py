@@ -52,7 +52,9 @@ class RunRecorder:
         log_dir: str | None,
         started: float,
     ) -> None:
-        """`started`: Unix time at which the command began; all elapsed seconds count from it."""
+        """`log_dir`: where the members log; None on a cluster that the run has joined, whose members are no children of this
+        process: their lines and their memory are not to be had from here. `started`: Unix time at which the command
+        began; all elapsed seconds count from it."""
         self._job = job
         self._folder = folder
         self._ledger = folder.path / "ledger.jsonl"
@@ -69,7 +71,7 @@ class RunRecorder:
         self._evaluations: list[EvaluationRecord] = []
         self._settled = GroupCounts(0, 0, 0)
         self._last_queue: QueueStatus | None = None
-        self._peak_memory = 0
+        self._peak_memory: int | None = None if log_dir is None else 0
         self._syncs_before = 0  # by the processes of the run before this one
         self.summary: Summary | None = None
 
@@ -85,7 +87,8 @@ class RunRecorder:
         # Put back from when this process began and not from now: its start-up counts as well.
         self._started -= elapsed_seconds
         if step >= 0:
-            self._peak_memory = self._folder.read_peak_memory()
+            if self._peak_memory is not None:
+                self._peak_memory = self._folder.read_peak_memory()
             # Every step of the history was published once, and so was the warm start.
             self._syncs_before = step + (self._job.warm_start is not None)
         records = self._folder.read_metrics()
@@ -132,6 +135,8 @@ class RunRecorder:
             await asyncio.sleep(TICK_SECONDS)
 
     def _measure_memory(self) -> None:
+        if self._peak_memory is None:
+            return
         held = tree_pss_bytes()
         if held > self._peak_memory:
             self._peak_memory = held
@@ -151,7 +156,7 @@ class RunRecorder:
             phase_since=self._phase_since,
             step=self._steps[-1].step if self._steps else 0,
             steps=self._job.job.steps,
-            version=fleet.publisher.version if fleet else 0,
+            version=fleet.publisher.version if fleet else None,
             elapsed_seconds=self.elapsed_seconds,
             members=fleet.member_statuses() if fleet else [],
             queue=self._last_queue,
@@ -219,7 +224,7 @@ class RunRecorder:
         scores = {record.label: Scores(record.sampled, record.greedy) for record in self._evaluations}
         base, after = results.get("warm") or results.get("before"), results.get("after")
         steps = self._steps
-        seconds = sum(record.samples / record.samples_per_second for record in steps)
+        seconds = sum(record.seconds for record in steps)
         return Summary(
             before=scores.get("before"),
             warm=scores.get("warm"),

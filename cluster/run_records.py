@@ -1,6 +1,6 @@
 """What a run says of itself: the records in `metrics.jsonl`, `samples.jsonl`, `summary.json` and behind `headrace status`.
 
-Times are seconds (`time` is Unix time), rates are per second of wall clock since the step before, shares are in [0, 1].
+Times are seconds (`time` is Unix time), rates are per second of the step by the wall clock, shares are in [0, 1].
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     groups_trained: int  # committed by the step
     groups_without_gradient: int  # of these: rewards all alike, and no KL term
     groups_filtered: int  # rewards all alike, replaced before the step (algorithm.dynamic_sampling)
-    groups_dropped: int  # infra errors, too long
+    groups_dropped: int  # fewer than two of their checks ran
     samples: int
     generated_tokens: int
     learner_tokens: int  # tokens that went through the learner's forward pass
@@ -142,7 +142,7 @@ class Summary(msgspec.Struct, frozen=True):
     weight_syncs: int
     max_staleness: int
     groups: GroupCounts
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None  # None on a cluster that the run has joined, where it is not measured
     model: str | None
 
 
@@ -182,7 +182,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     phase_since: float
     step: int
     steps: int
-    version: int
+    version: int | None  # the newest of the learner's weights; None before the first
     elapsed_seconds: float
     members: list[MemberStatus]
     queue: QueueStatus | None  # None before the queue is up
@@ -190,4 +190,4 @@ class RunStatus(msgspec.Struct, frozen=True):
     evaluations: list[EvaluationRecord]
     weight_syncs: int
     max_staleness: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None

@@ -1,5 +1,6 @@
 """What a run says of itself in the end, also when it was interrupted and taken up again."""
 
+import io
 import math
 import shutil
 import time
@@ -25,14 +26,21 @@ from tests.factories import step_record
 def process(letters_job, monkeypatch):
     """A process of the run that holds so much memory and has published so many versions."""
 
-    def start(memory_bytes: int, syncs: int, resumed_at: int | None = None, *words: str) -> RunRecorder:
+    def start(
+        memory_bytes: int, syncs: int, resumed_at: int | None = None, *words: str, joined: bool = False
+    ) -> RunRecorder:
         monkeypatch.setattr(run_recorder, "tree_pss_bytes", lambda: memory_bytes)
         folder = RunFolder(letters_job.parent / "run")
         folder.create(resume=resumed_at is not None)
         folder.write_job("")
         display = PlainDisplay(Console(quiet=True), lambda: 0.0)
         recorder = RunRecorder(
-            load_job(letters_job, words), folder, display, PromptFormat("prompt", None, False), None, 0.0
+            load_job(letters_job, words),
+            folder,
+            display,
+            PromptFormat("prompt", None, False),
+            None if joined else str(folder.logs),
+            0.0,
         )
         recorder.fleet = SimpleNamespace(publisher=SimpleNamespace(syncs=syncs))  # type: ignore[assignment]
         if resumed_at is not None:
@@ -49,7 +57,7 @@ def train(recorder: RunRecorder, steps: range) -> None:
     for step in steps:
         ids = [f"{step}:{ordinal}" for ordinal in range(4)]
         recorder.append_ledger(CommitRecord(step, step, ids[:2], ids[2:3], [(ids[3], "infra_error")]))
-        recorder.step(step_record(step, staleness_max=step, samples=30, samples_per_second=3.0), [])
+        recorder.step(step_record(step, staleness_max=step, samples=30, seconds=10.0), [])
 
 
 def summed_up(recorder: RunRecorder, step: int) -> Summary:
@@ -62,6 +70,13 @@ def test_a_run_that_goes_through_counts_what_it_did(process):
     summary = summed_up(recorder, 5)
     assert (summary.steps, summary.weight_syncs, summary.peak_memory_bytes) == (5, 5, 2**30)
     assert summary.groups == GroupCounts(trained=10, filtered=5, dropped=5)
+
+
+def test_a_run_on_a_joined_cluster_says_nothing_of_memory_that_it_cannot_see(process):
+    assert summed_up(process(2**30, 1), 0).peak_memory_bytes == 2**30
+    resumed = process(2**33, 1, 0, joined=True)
+    assert summed_up(resumed, 0).peak_memory_bytes is None
+    assert resumed._folder.read_peak_memory() == 2**30
 
 
 @pytest.mark.parametrize(("before", "after"), [(2**33, 2**30), (2**30, 2**33)])
@@ -129,3 +144,16 @@ def test_a_line_of_the_ledger_that_a_killed_process_left_half_written_is_dropped
     recorder._ledger.write_bytes(lines + b'{"step":3,"ver')
     process(2**30, 2, 2)
     assert recorder._ledger.read_bytes() == lines
+
+
+def test_where_memory_is_not_measured_neither_report_nor_display_names_it(process):
+    for joined, named in ((False, True), (True, False)):
+        recorder = process(2**30, 1, None, joined=joined)
+        recorder.finish({}, 0, "model")
+        summary = recorder.summary
+        assert summary is not None
+        assert ("peak memory" in recorder._folder.report.read_text()) == named
+        console = Console(record=True, quiet=False, file=io.StringIO())
+        PlainDisplay(console, lambda: 0.0).close(summary)
+        assert ("peak memory" in console.export_text()) == named
+        shutil.rmtree(recorder._folder.path)

@@ -44,16 +44,17 @@ SAMPLING = Sampling(max_tokens=4)
 PROMPT = Prompt(1, 5, [7, 8, 9], {"prompt": "hi"})
 SETTINGS = EngineSettings("model", 64, "float32", 0)
 MANIFEST = WeightManifest(3, [], "c" * 64)
+SECONDS = 5.0  # nothing here takes a tenth of it
 
 
 class FakeEngine:
-    """Ends its n-th request as `outcomes[n]` says, and the rest well."""
+    """Ends its n-th request as `outcomes[n]` says, a future when it is done, and the rest well."""
 
     version = 2
     slots = 8
 
     def __init__(self) -> None:
-        self.outcomes: list[Output | Exception] = []
+        self.outcomes: list[Output | Exception | asyncio.Future[Output]] = []
         self.requests = 0
         self.workers: list[StagingStatus] = []
         self.calls: list[str] = []
@@ -66,7 +67,7 @@ class FakeEngine:
         outcome = self.outcomes.pop(0) if self.outcomes else output(f"answer {self.requests}")
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome
+        return await outcome if isinstance(outcome, asyncio.Future) else outcome
 
     async def probe(self, sequences: list[list[int]]) -> list[list[float]]:
         return [[-1.0] * (len(sequence) - 1) for sequence in sequences]
@@ -109,8 +110,11 @@ class Worker:
 
     def __init__(self) -> None:
         self.verify = Remote(self._verify)
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
 
     async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+        for sample in samples:
+            self.asked.put_nowait(sample.completion)
         return [
             Verdict(VerdictKind.PASS, 1.0, "even") if sample.completion[-1:] in "02468" else infra_error("odd", "")
             for sample in samples
@@ -158,6 +162,20 @@ async def test_a_lease_becomes_a_group_with_its_provenance_and_numbers(generator
     assert numbers.prompt_id == "1:5"
     status = await generator.status()
     assert (status.groups, status.tokens, status.inflight, status.version) == (1, 6, 0, 2)
+
+
+async def test_a_sample_is_scored_while_its_siblings_still_generate(generator):
+    first, second = (asyncio.get_running_loop().create_future() for _ in range(2))
+    engine_of(generator).outcomes = [first, second]
+    worker = Worker()
+    await generator.set_workers({"another": worker})
+    generating = asyncio.create_task(generator.generate(lease(2)))
+    first.set_result(output("2"))
+    assert await asyncio.wait_for(worker.asked.get(), SECONDS) == "2"
+    assert not second.done()
+    second.set_result(output("4"))
+    numbers, _ = await generating
+    assert decode(numbers, GroupNumbers).scored == [1.0, 1.0]
 
 
 async def test_a_request_that_the_engine_gives_up_is_an_aborted_sample_of_its_group(generator):

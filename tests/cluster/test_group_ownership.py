@@ -52,6 +52,7 @@ class OwningGenerator(Generator):
 
 @pytest.fixture
 def cluster(letters_job) -> Iterator[None]:
+    ray.shutdown()  # a test before may have left one
     with ray_cluster(load_job(letters_job)):
         yield
 

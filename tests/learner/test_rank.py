@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from headrace.learner import rank as rank_module
 from headrace.learner.advantages import group_advantages
 from headrace.learner.losses import LossOptions
+from headrace.learner.policy import Policy, load_policy
 from headrace.learner.rank import LearnerRank
 from headrace.learner.settings import LearnerSettings
 from headrace.verifiers.errors import UserError
@@ -228,6 +230,23 @@ def test_reference_is_the_policy_after_the_warm_start_and_stays_so_in_a_checkpoi
     found = again.train_step(scenario.random_groups(1), 4)
     again.close()
     assert found.kl == expected.kl
+
+
+@pytest.mark.parametrize(("kl_coef", "policies"), [(0.0, 1), (0.05, 2)])
+def test_a_reference_policy_is_loaded_only_for_a_kl_term(
+    kl_coef: float, policies: int, llama_folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[str] = []
+
+    def load(model: str, **options: bool | int) -> Policy:
+        loaded.append(model)
+        return load_policy(model, **options)
+
+    monkeypatch.setattr(rank_module, "load_policy", load)
+    rank = start(scenario.settings_for(llama_folder, loss=LossOptions(kl_coef=kl_coef)), free_port)
+    rank.close()
+    assert loaded == [str(llama_folder)] * policies
+    assert (rank.reference is not None) == (policies == 2)
 
 
 def test_a_checkpoint_without_the_reference_policy_is_refused(

@@ -120,6 +120,15 @@ def test_target_installs_its_extra_under_its_lock(stages: dict[str, Stage], targ
     assert f"dependencies-{'gpu' if target == 'cpu' else 'cpu'}" not in used
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_whatever_enters_the_environment_comes_from_a_hashed_lock(stages: dict[str, Stage], target: str) -> None:
+    installs = [run for name in used_stages(stages, target) for run in stages[name].arguments("RUN")]
+    for run in installs:
+        if "uv pip install" in run:
+            (lock,) = re.findall(r"[\w-]+\.lock", run)
+            assert f"--constraint {lock}" in run or f"--require-hashes --requirement {lock}" in run
+
+
 def test_every_package_is_copied_and_every_copied_path_exists_and_is_in_the_context(stages: dict[str, Stage]) -> None:
     sources = context_copies(stages)
     assert {"verifiers", "actors", "learner", "cluster"} <= set(sources)

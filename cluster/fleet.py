@@ -64,7 +64,7 @@ class Fleet:
             job.rollout.inflight_groups,
             job.algorithm.group_size,
         )
-        self.publisher.attested = self._rollout_changed
+        self.publisher.attested, self.publisher.given_up = self._attested, self._given_up
         self._generators.publisher = self.publisher
         self.rollout = ElasticPool(
             self._generators, self._rollout_changed, tell, job.placement.restarts, check_room=self._check_rollout_room
@@ -132,6 +132,14 @@ class Fleet:
             if member.version is not None and not member.failed.done()
         }
         await asyncio.wait_for(self.queue.set_generators.remote(entries), CALL_SECONDS)
+
+    async def _attested(self, name: str, version: int) -> None:
+        if self.queue is not None:
+            await asyncio.wait_for(self.queue.attested.remote(name, version), CALL_SECONDS)
+
+    async def _given_up(self, name: str) -> None:
+        if self.queue is not None:
+            await asyncio.wait_for(self.queue.given_up.remote(name), CALL_SECONDS)
 
     async def _verification_changed(self) -> None:
         workers = {member.name: member.handle for member in self.verification.serving}

@@ -121,7 +121,7 @@ class LearnerPool:
     async def _all(self, method: str, *arguments: Any, deadline: float = STEP_SECONDS) -> list[Any]:
         return await gather_ranks(method, [getattr(rank, method).remote(*arguments) for rank in self._ranks], deadline)
 
-    def status(self, version: int, since: float) -> list[MemberStatus]:
+    def status(self, version: int | None, since: float) -> list[MemberStatus]:
         return [
             MemberStatus(
                 name=f"learner-{rank}",

@@ -2,6 +2,10 @@
 
 One transfer at a time. The weight-sync group belongs to the members of the day: when they change, or when one dies in a
 transfer, the next transfer makes a new group. Generation goes on while the bytes travel; it stands still for the swap only.
+
+The learner's next snapshot waits for the bytes of the one before, and for nothing else: members swap and are attested with
+the snapshot that was sent to them, whatever is the newest by then. A member is in one pair of hands at a time: publishes go
+one after the other, and a member joins before it serves.
 """
 
 from __future__ import annotations
@@ -9,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
 from typing import Any
 
 import msgspec
 import structlog
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
 from headrace.actors.weight_sync.attestation import attest
 from headrace.cluster.pool import AttestationFailed, Member, first_line
@@ -25,6 +31,7 @@ log = structlog.get_logger()
 
 LEARNER_START_SECONDS = 900.0  # until there are weights to send
 GRACE_SECONDS = 10.0  # beyond a transfer's own deadline, before a call is given up
+ADMISSION_ROUNDS = 3  # transfers to a joining member, while the learner makes new versions beside them
 
 
 class PublishReport(msgspec.Struct, frozen=True):
@@ -55,16 +62,25 @@ class WeightPublisher:
         self._probe_sequences = probe_sequences
         self._tolerance = probe_tolerance
         self._clear_cache = clear_cache
-        self.attested: Callable[[], Awaitable[None]] = nobody_waits  # called whenever a member is
+        # How each activation ends is told, by member name: with the version that it is attested with, or given up.
+        self.attested: Callable[[str, int], Awaitable[None]] = nobody_waits
+        self.given_up: Callable[[str], Awaitable[None]] = nobody_waits
         self._transfer = asyncio.Lock()
+        self._publishing = asyncio.Lock()  # the outer one, where both are held
         self._group: tuple[str, ...] = ()
         self._first = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.syncs = 0
 
     @property
-    def version(self) -> int:
-        return self.snapshot.manifest.version if self.snapshot else -1
+    def version(self) -> int | None:
+        """Of the newest snapshot; None before the first."""
+        return self.snapshot.manifest.version if self.snapshot else None
+
+    def _newest(self) -> Snapshot:
+        if self.snapshot is None:
+            raise RuntimeError("no weights to send yet: hold a snapshot first")
+        return self.snapshot
 
     async def hold(self, make: Callable[[], Awaitable[Snapshot]]) -> Snapshot:
         """Take a new snapshot, between transfers: the send buffer is one."""
@@ -76,14 +92,18 @@ class WeightPublisher:
     async def publish(self, members: Sequence[Member]) -> PublishReport:
         """Bring the serving members to the newest snapshot. A member that fails is given up (`Member.fail`), and the
         others are sent to again without it; the report names those that made it."""
-        async with self._transfer:
-            start = time.monotonic()
-            left, transfer_seconds = await self._send([member for member in members if not member.failed.done()])
-            outcomes = await asyncio.gather(*[self._activate(member) for member in left])
+        async with self._publishing:
+            async with self._transfer:
+                start = time.monotonic()
+                snapshot = self._newest()
+                left, transfer_seconds = await self._send(
+                    [member for member in members if not member.failed.done()], snapshot.manifest
+                )
+            outcomes = await asyncio.gather(*[self._activate(member, snapshot) for member in left])
             done = [(member, outcome) for member, outcome in zip(left, outcomes, strict=True) if outcome is not None]
             self.syncs += 1
             report = PublishReport(
-                version=self.version,
+                version=snapshot.manifest.version,
                 members=[member.name for member, _ in done],
                 seconds=time.monotonic() - start,
                 transfer_seconds=transfer_seconds,
@@ -101,32 +121,40 @@ class WeightPublisher:
             TimeoutError: the learner has not come up.
         """
         await asyncio.wait_for(self._first.wait(), LEARNER_START_SECONDS)
-        async with self._transfer:
-            for joined in (await self._send([member]))[0]:
-                await self._activate(joined)
-        if member.failed.done():
-            raise AttestationFailed(member.failed.result())
+        # A version that is published meanwhile is not for this member, which does not serve yet. With an older one it might
+        # never be given work, and a learner that has no other generator would wait for it for ever; one that goes on
+        # making versions has others, and this one gets the next with them.
+        for _ in range(ADMISSION_ROUNDS):
+            async with self._transfer:
+                snapshot = self._newest()
+                if member.version == snapshot.manifest.version:
+                    return
+                left, _ = await self._send([member], snapshot.manifest)
+            for joined in left:
+                await self._activate(joined, snapshot)
+            if member.failed.done():
+                raise AttestationFailed(member.failed.result())
 
-    async def _send(self, members: list[Member]) -> tuple[list[Member], float]:
+    async def _send(self, members: list[Member], manifest: WeightManifest) -> tuple[list[Member], float]:
         """Send until all that are left have the bytes; those members, and the seconds of the last transfer."""
-        if self.snapshot is None:
-            raise RuntimeError("no weights to send yet: hold a snapshot first")
         left, failures = members, 0
         while left:
             start = time.monotonic()
-            broken = await self._regroup(left) or await self._transfer_once(left, self.snapshot.manifest)
+            broken = await self._regroup(left) or await self._transfer_once(left, manifest)
             if not broken:
                 return left, time.monotonic() - start
             self._group = ()
-            # A dead member breaks the transfer for the others too: the dead are given up, and the others are sent to
-            # again. Without a death to blame, whoever fails twice is given up.
-            gone = {name for name, (dead, _) in broken.items() if dead}
-            failures += not gone
-            gone = gone or (set(broken) if failures > 1 else set())
+            # One member's failure breaks the transfer for the others too: the dead are given up at once, and the others
+            # are sent to again. Without a death to blame, a second failure ends those that it can be put down to.
+            worst = max(fault for fault, _ in broken.values())
+            failures += worst is not Fault.DEAD
+            gone = {
+                name for name, (fault, _) in broken.items() if fault is worst and (fault is Fault.DEAD or failures > 1)
+            }
             for member in left:
                 if member.name in gone:
-                    member.fail(f"did not receive version {self.version}: {broken[member.name][1]}")
-            log.warning("transfer_failed", version=self.version, members=broken, given_up=sorted(gone))
+                    member.fail(f"did not receive version {manifest.version}: {broken[member.name][1]}")
+            log.warning("transfer_failed", version=manifest.version, members=broken, given_up=sorted(gone))
             left = [member for member in left if member.name not in gone]
         return [], 0.0
 
@@ -142,7 +170,7 @@ class WeightPublisher:
         broken = sort_out(members, received)
         for member, update in zip(members, received, strict=True):
             if isinstance(update, StagedUpdate) and set(update.checksums) != {manifest.checksum}:
-                broken[member.name] = (False, "received other bytes than were sent")
+                broken[member.name] = (Fault.OWN, "received other bytes than were sent")
         if isinstance(sent, BaseException) and not broken:
             raise sent  # every member has all, and yet the learner's end failed: not a member's fault
         return broken
@@ -164,42 +192,56 @@ class WeightPublisher:
             self._group = names
         return broken
 
-    async def _activate(self, member: Member) -> tuple[float, float] | None:
+    async def _activate(self, member: Member, snapshot: Snapshot) -> tuple[float, float] | None:
         """Swap and attest; (pause seconds, probe distance), or None when the member failed."""
-        snapshot = self.snapshot
-        if snapshot is None:
-            raise RuntimeError("no weights to swap to")
+        version = snapshot.manifest.version
         try:
-            pause = await asyncio.wait_for(
-                member.handle.swap.remote(self.version, self._clear_cache), self._timeout_seconds
-            )
-            probed = await asyncio.wait_for(member.handle.probe.remote(self._probe_sequences), self._timeout_seconds)
+            async with asyncio.timeout(self._timeout_seconds):
+                pause = await member.handle.swap.remote(version, self._clear_cache)
+                probed = await member.handle.probe.remote(self._probe_sequences)
             distance = attest(snapshot.probe_logprobs, probed, self._tolerance)
         except (RayError, TimeoutError, ValueError) as error:
-            member.fail(f"not attested with version {self.version}: {first_line(error) or type(error).__name__}")
+            member.fail(f"not attested with version {version}: {first_line(error) or type(error).__name__}")
+            await self.given_up(member.name)
             return None
-        member.version = self.version
-        await self.attested()
+        member.version = version
+        await self.attested(member.name, version)
         return pause, distance
 
 
-async def nobody_waits() -> None:
+async def nobody_waits(*told: object) -> None:
     """There is no queue yet."""
 
 
-Broken = dict[str, tuple[bool, str]]
-"""What went wrong, by member name: whether the member itself is gone, and the error's first line."""
+class Fault(IntEnum):
+    """What a broken transfer is put down to in one member; the larger, the surer it is that the member is the cause."""
+
+    TRANSFER = 0  # it reports that the transfer ended without the weights, as all do when one of them fails
+    OWN = 1  # an error of its own, or other bytes than were sent
+    DEAD = 2  # its process or its engine is gone, or it does not answer
+
+
+Broken = dict[str, tuple[Fault, str]]
+"""What went wrong, by member name: what it is put down to, and the error's first line."""
 
 
 def sort_out(members: Sequence[Member], outcomes: Sequence[Any]) -> Broken:
-    """The calls that failed. A member whose process died or that does not answer is gone; one that reports a failed
-    transfer is not. Any other error is raised: it is a bug."""
+    """The calls that failed. What is neither a death nor a failed transfer is a bug: the member's, when it was raised there
+    (Ray gives it the type `RayTaskError` as well as its own), and logged as an error; ours else, and raised."""
     broken: Broken = {}
     for member, outcome in zip(members, outcomes, strict=True):
+        if not isinstance(outcome, BaseException):
+            continue
         if isinstance(outcome, StagingFailed):
-            broken[member.name] = (False, first_line(outcome))
-        elif isinstance(outcome, RayError | TimeoutError):
-            broken[member.name] = (True, first_line(outcome) or type(outcome).__name__)
-        elif isinstance(outcome, BaseException):
+            fault = Fault.TRANSFER
+        elif isinstance(outcome, EngineDied | TimeoutError):
+            fault = Fault.DEAD
+        elif isinstance(outcome, RayTaskError):
+            fault = Fault.OWN
+            log.error("transfer_call_failed", member=member.name, error=str(outcome))
+        elif isinstance(outcome, RayError):
+            fault = Fault.DEAD
+        else:
             raise outcome
+        broken[member.name] = (fault, first_line(outcome) or type(outcome).__name__)
     return broken

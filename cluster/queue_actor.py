@@ -85,6 +85,7 @@ class QueueActor:
         self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
         self._generators: dict[str, GeneratorEntry] = {}
         self._attested: dict[str, int] = {}  # by generator, the newest version that it was attested with
+        self._given_up: set[str] = set()  # generators that are attested with nothing more
         self._calls: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._errors: Counter[str] = Counter()  # by prompt id
@@ -98,12 +99,36 @@ class QueueActor:
         """The serving members of the moment; a member no longer named finishes what it holds and gets no more."""
         self._generators = generators
         self._attested |= {name: entry.version for name, entry in generators.items()}
-        for name in self._attested.keys() - generators.keys():
+        self._given_up -= generators.keys()
+        for name in (self._attested.keys() | self._given_up) - generators.keys():
             if not self._queue.running_of(name):
-                del self._attested[name]
+                self._attested.pop(name, None)
+                self._given_up.discard(name)
+        await self._notify()
+        self._dispatch()
+
+    async def attested(self, name: str, version: int) -> None:
+        """A generator was shown to hold `version`, whether it serves, drains or is about to serve."""
+        self._attested[name] = version
+        if name in self._generators:
+            entry = msgspec.structs.replace(self._generators[name], version=version)
+            self._generators = {**self._generators, name: entry}
+        await self._notify()
+        self._dispatch()
+
+    async def given_up(self, name: str) -> None:
+        """A generator will not be attested with what it holds: it gets no more leases, and what waits for that is given
+        back."""
+        self._give_up(name)
+        await self._notify()
+
+    def _give_up(self, name: str) -> None:
+        self._generators = {key: entry for key, entry in self._generators.items() if key != name}
+        self._given_up.add(name)
+
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-        self._dispatch()
 
     def _dispatch(self) -> None:
         """Grant what admission allows, to the generator with the most room first, one lease at a time."""
@@ -134,13 +159,14 @@ class QueueActor:
         """One lease, from grant to settlement."""
         numbers_ref, payload_ref = handle.generate.options(num_returns=2).remote(lease)
         try:
-            numbers = decode(await asyncio.wait_for(numbers_ref, self._queue.plan.lease_seconds), GroupNumbers)
-            await self._wait_attested(name, numbers.newest_version)
+            async with asyncio.timeout(self._queue.plan.lease_seconds):
+                numbers = decode(await numbers_ref, GroupNumbers)
+                await self._wait_attested(name, numbers.newest_version)
         except (RayError, TimeoutError, NotAttested) as error:
             lost = isinstance(error, RayActorError | EngineDied)
             if lost:
                 # Its other leases learn the same from their own calls; no new one goes there.
-                self._generators = {key: entry for key, entry in self._generators.items() if key != name}
+                self._give_up(name)
             elif isinstance(error, RayTaskError):
                 self._errors[lease.prompt.id] += 1
                 if self._errors[lease.prompt.id] == ATTEMPTS:
@@ -165,16 +191,19 @@ class QueueActor:
             else:
                 self._dropped_in_a_row = 0
                 self._failed_checks.clear()
-        async with self._changed:
-            self._changed.notify_all()
+        await self._notify()
         self._dispatch()
 
     async def _wait_attested(self, name: str, version: int) -> None:
         """An engine goes on with its requests as soon as new weights are in, and is attested beside them: what it finishes
-        meanwhile waits here. The publisher's deadlines bound it. Raises NotAttested when the generator is given up."""
+        meanwhile waits here, also when it is told to drain. The publisher says how that ends, within its own deadlines.
+
+        Raises:
+            NotAttested: the generator is given up.
+        """
         async with self._changed:
             while self._attested[name] < version:
-                if name not in self._generators:
+                if name in self._given_up:
                     raise NotAttested
                 await self._changed.wait()
 

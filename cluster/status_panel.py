@@ -104,7 +104,8 @@ def _numbers(status: RunStatus, history: Sequence[StepRecord]) -> RenderableType
         )
         stale = f"mean {step.staleness_mean:.1f}, max {step.staleness_max}"
         rows.add_row("staleness", f"{stale} (bound {status.max_staleness})", f"mismatch KL {step.mismatch_kl:.4f}")
-    rows.add_row("weights", f"version {status.version}", f"{status.weight_syncs} syncs")
+    version = "none yet" if status.version is None else f"version {status.version}"
+    rows.add_row("weights", version, f"{status.weight_syncs} syncs")
     if status.queue is not None:
         queue = status.queue
         rows.add_row(

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+import structlog.testing
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.cluster.pool import AttestationFailed, Member
-from headrace.cluster.publisher import WeightPublisher
+from headrace.cluster.publisher import ADMISSION_ROUNDS, WeightPublisher
+from headrace.cluster.run_records import MemberState
 from headrace.learner.worker import Snapshot
 from headrace.verifiers.records import WeightManifest
 
@@ -18,13 +22,28 @@ CHECKSUM = "c" * 64
 PROBE = [[-1.0, -2.0], [-0.5, -0.1]]
 FAR_OFF = [[-1.0, -2.0], [-9.0, -9.0]]
 DEADLINE = 0.05
+LONG = 5.0  # nothing that is no fault takes a tenth of it
 
 
 class Remote:
-    """A method of an actor handle."""
+    """A method of an actor handle: what it raises in its own process comes as Ray makes it."""
 
     def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
-        self.remote = call
+        self._call = call
+
+    async def remote(self, *arguments: Any) -> Any:
+        try:
+            return await self._call(*arguments)
+        except (RayActorError, ObjectLostError):  # raised by Ray
+            raise
+        except (StagingFailed, KeyError, RuntimeError) as error:
+            raise over_ray(error) from None
+
+
+def over_ray(error: Exception) -> Exception:
+    """As Ray raises it in the caller."""
+    name = type(error).__name__
+    return RayTaskError("method", f"Traceback\n{name}: {error}", error).as_instanceof_cause()
 
 
 class FakeSender:
@@ -46,11 +65,12 @@ class FakeSender:
 
 
 class FakeGenerator:
-    """One engine worker or more. `faults` are used up one a transfer: "dies", "freezes", "fails", "garbles"."""
+    """One engine worker or more. `faults` are used up one a transfer: "dies", "freezes", "fails", "garbles", "bug"."""
 
     def __init__(self, faults: tuple[str, ...] = (), probe: list[list[float]] = PROBE) -> None:
         self.faults = list(faults)
         self.dead = False
+        self.updating = False
         self.joined: list[tuple[int, int]] = []  # (epoch, rank)
         self.received: list[int] = []
         self.swapped: list[int] = []
@@ -66,10 +86,13 @@ class FakeGenerator:
 
     async def _join(self, address: GroupAddress, rank: int) -> None:
         self._alive()
+        self.updating = False
         self.joined.append((address.epoch, rank))
 
     async def _receive(self, manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
         self._alive()
+        if self.updating:
+            raise RuntimeError("start_weight_update called while a weight update is already active")
         fault = self.faults.pop(0) if self.faults else None
         if fault == "dies":
             self.dead = True
@@ -79,11 +102,15 @@ class FakeGenerator:
             await asyncio.Event().wait()
         if fault == "fails":
             raise StagingFailed("RuntimeError: connection closed by peer")
+        if fault == "bug":
+            raise KeyError("a bug")
+        self.updating = True
         self.received.append(manifest.version)
         return StagedUpdate(manifest.version, ["other" if fault == "garbles" else manifest.checksum], 0.0)
 
     async def _swap(self, version: int, clear_cache: bool) -> float:
         self._alive()
+        self.updating = False
         self.swapped.append(version)
         return 0.25
 
@@ -99,18 +126,20 @@ def member_of(name: str, generator: FakeGenerator) -> Member:
     return member
 
 
-async def publisher_at(version: int, sender: FakeSender, workers_per_member: int = 1) -> WeightPublisher:
+async def publisher_at(
+    version: int, sender: FakeSender, workers_per_member: int = 1, deadline: float = DEADLINE
+) -> WeightPublisher:
     publisher = WeightPublisher(
-        workers_per_member, DEADLINE, [[1, 2, 3], [4, 5, 6]], 0.05, False, grace_seconds=DEADLINE
+        workers_per_member, deadline, [[1, 2, 3], [4, 5, 6]], 0.05, False, grace_seconds=deadline
     )
     publisher.sender = sender
     await hold(publisher, version)
     return publisher
 
 
-async def hold(publisher: WeightPublisher, version: int) -> None:
+async def hold(publisher: WeightPublisher, version: int, probe: list[list[float]] = PROBE) -> None:
     async def make() -> Snapshot:
-        return Snapshot(WeightManifest(version, [], CHECKSUM), PROBE, 0.0)
+        return Snapshot(WeightManifest(version, [], CHECKSUM), probe, 0.0)
 
     await publisher.hold(make)
 
@@ -166,6 +195,33 @@ async def test_a_member_that_dies_in_a_transfer_is_given_up_and_the_others_are_s
     assert sender.groups == [3, 2]
     assert b.received == [1]
     assert members[0].version is None
+
+
+async def test_a_member_that_has_all_bytes_survives_the_death_of_another_and_receives_again():
+    a, b = FakeGenerator(), FakeGenerator(("dies",))
+    members = [member_of("a", a), member_of("b", b)]
+    report = await (await publisher_at(1, FakeSender())).publish(members)
+    assert report.members == ["a"]
+    assert (a.received, a.swapped) == ([1, 1], [1])
+    assert a.joined == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RayActorError(), over_ray(EngineDied("killed")), TimeoutError(), ObjectLostError("00" * 28, None, "")],
+    ids=["process", "engine", "no answer", "answer lost with its node"],
+)
+async def test_who_is_gone_is_given_up_at_once(error):
+    sender, a = FakeSender(), FakeGenerator()
+    members = [member_of("a", a), member_of("b", FakeGenerator(("fails",)))]
+
+    async def broken(manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
+        raise error
+
+    a.receive = SimpleNamespace(remote=broken)
+    report = await (await publisher_at(1, sender)).publish(members)
+    assert report.members == ["b"]
+    assert sender.groups == [3, 2]
 
 
 async def test_a_frozen_member_delays_the_others_no_longer_than_its_deadline():
@@ -247,25 +303,99 @@ async def test_members_that_were_given_up_before_are_not_sent_to():
     assert a.received == []
 
 
+class Told:
+    """What the publisher tells of its members."""
+
+    def __init__(self, publisher: WeightPublisher) -> None:
+        self.attested: dict[str, int] = {}
+        self.given_up: list[str] = []
+        self.changed = asyncio.Event()
+        publisher.attested, publisher.given_up = self._attested, self._given_up
+
+    async def _attested(self, name: str, version: int) -> None:
+        self.attested[name] = version
+        self.changed.set()
+
+    async def _given_up(self, name: str) -> None:
+        self.given_up.append(name)
+        self.changed.set()
+
+
+class Gate:
+    """Keeps a generator in its swap or its probe until it is opened."""
+
+    def __init__(self, generator: FakeGenerator, method: str) -> None:
+        self.reached, self._open = asyncio.Event(), asyncio.Event()
+        self._then = getattr(generator, f"_{method}")
+        setattr(generator, method, Remote(self._pass))
+
+    async def _pass(self, *arguments: Any) -> Any:
+        self.reached.set()
+        await self._open.wait()
+        return await self._then(*arguments)
+
+    def open(self) -> None:
+        self._open.set()
+
+
 async def test_who_is_attested_is_told_of_while_a_slower_member_still_swaps():
-    publisher = await publisher_at(7, FakeSender())
+    publisher = await publisher_at(7, FakeSender(), deadline=LONG)
     quick, slow = member_of("quick", FakeGenerator()), member_of("slow", FakeGenerator())
-    told, gate = asyncio.Event(), asyncio.Event()
-
-    async def slowly(version: int, clear_cache: bool) -> float:
-        await gate.wait()
-        return 0.1
-
-    async def attested() -> None:
-        told.set()
-
-    slow.handle.swap = Remote(slowly)
-    publisher.attested = attested
+    gate, told = Gate(slow.handle, "swap"), Told(publisher)
     publishing = asyncio.create_task(publisher.publish([quick, slow]))
-    await asyncio.wait_for(told.wait(), DEADLINE)
+    await asyncio.wait_for(told.changed.wait(), LONG)
+    assert told.attested == {"quick": 7}
     assert (quick.version, slow.version) == (7, None)
-    gate.set()
+    gate.open()
     assert (await publishing).members == ["quick", "slow"]
+    assert told.attested == {"quick": 7, "slow": 7}
+
+
+async def test_a_member_that_is_told_to_drain_during_a_publish_is_attested_and_told_of():
+    publisher = await publisher_at(7, FakeSender(), deadline=LONG)
+    member = member_of("a", FakeGenerator())
+    gate, told = Gate(member.handle, "probe"), Told(publisher)
+    publishing = asyncio.create_task(publisher.publish([member]))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    member.drain.set()
+    member.state = MemberState.DRAINING
+    gate.open()
+    await publishing
+    assert (told.attested, told.given_up) == ({"a": 7}, [])
+
+
+@pytest.mark.parametrize("ends", ["far off", "dies", "hangs"])
+async def test_a_member_that_is_given_up_during_a_publish_is_told_of(ends):
+    publisher = await publisher_at(7, FakeSender())
+    generator = FakeGenerator(probe=FAR_OFF if ends == "far off" else PROBE)
+    gate, told = Gate(generator, "probe"), Told(publisher)
+    publishing = asyncio.create_task(publisher.publish([member_of("a", generator)]))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    generator.dead = ends == "dies"
+    if ends != "hangs":
+        gate.open()
+    await publishing
+    assert (told.attested, told.given_up) == ({}, ["a"])
+
+
+async def test_swap_and_probe_have_one_deadline(monkeypatch):
+    publisher = await publisher_at(7, FakeSender(), deadline=LONG)
+    generator = FakeGenerator()
+    loop = asyncio.get_running_loop()
+    begin, passed = loop.time(), 0.0
+    monkeypatch.setattr(loop, "time", lambda: begin + passed)
+
+    async def slowly(*arguments: Any) -> Any:
+        nonlocal passed
+        passed += 0.6 * LONG
+        for _ in range(5):  # for the loop to see what time it is
+            await asyncio.sleep(0)
+        return PROBE
+
+    generator.swap = generator.probe = Remote(slowly)
+    member = member_of("a", generator)
+    await publisher.publish([member])
+    assert member.failed.result() == "not attested with version 7: TimeoutError"
 
 
 async def test_a_joining_member_waits_for_the_first_weights_and_is_admitted_with_them():
@@ -286,27 +416,106 @@ async def test_a_joining_member_that_is_not_attested_is_refused():
         await publisher.admit(member_of("a", FakeGenerator(probe=FAR_OFF)))
 
 
-async def test_a_new_snapshot_waits_for_the_transfer_of_the_one_before():
-    publisher = await publisher_at(1, FakeSender())
-    gate = asyncio.Event()
+async def test_a_new_snapshot_waits_for_the_bytes_of_the_one_before_and_not_for_swap_and_probe():
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
     generator = FakeGenerator()
-
-    async def slowly(version: int, clear_cache: bool) -> float:
-        await gate.wait()
-        return await generator._swap(version, clear_cache)
-
-    generator.swap = Remote(slowly)
+    receive, swap = Gate(generator, "receive"), Gate(generator, "swap")
     publishing = asyncio.create_task(publisher.publish([member_of("a", generator)]))
-    while not generator.received:
-        await asyncio.sleep(0)
+    await asyncio.wait_for(receive.reached.wait(), LONG)
     holding = asyncio.create_task(hold(publisher, 2))
     for _ in range(5):
         await asyncio.sleep(0)
     assert publisher.version == 1
-    gate.set()
-    assert (await publishing).version == 1
-    await holding
+    receive.open()
+    await asyncio.wait_for(swap.reached.wait(), LONG)
+    await asyncio.wait_for(holding, LONG)
     assert publisher.version == 2
+    swap.open()
+    assert (await publishing).version == 1
+
+
+@pytest.mark.parametrize("method", ["swap", "probe"])
+async def test_a_joining_member_that_hangs_stops_neither_the_learner_nor_the_others(method):
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
+    joiner, other = FakeGenerator(), FakeGenerator()
+    gate = Gate(joiner, method)
+    admission = asyncio.create_task(publisher.admit(member_of("joiner", joiner)))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    async with asyncio.timeout(LONG / 2):
+        await hold(publisher, 2)
+        assert (await publisher.publish([member_of("other", other)])).members == ["other"]
+    assert not admission.done()
+    gate.open()
+    await admission
+
+
+async def test_a_member_is_attested_against_the_version_that_was_sent_to_it_although_there_is_a_newer_one():
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
+    generator = FakeGenerator()
+    gate = Gate(generator, "swap")
+    member = member_of("a", generator)
+    publishing = asyncio.create_task(publisher.publish([member]))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    await hold(publisher, 2, probe=FAR_OFF)
+    gate.open()
+    report = await publishing
+    assert (report.version, report.members) == (1, ["a"])
+    assert (generator.swapped, member.version) == ([1], 1)
+
+
+async def test_a_second_publish_leaves_members_alone_until_the_first_has_attested_them():
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
+    generator = FakeGenerator()
+    gate = Gate(generator, "probe")
+    member = member_of("a", generator)
+    first = asyncio.create_task(publisher.publish([member]))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    await hold(publisher, 2)
+    second = asyncio.create_task(publisher.publish([member]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (generator.received, generator.swapped) == ([1], [1])
+    gate.open()
+    assert [report.version for report in await asyncio.gather(first, second)] == [1, 2]
+    assert (generator.received, generator.swapped) == ([1, 2], [1, 2])
+    assert member.version == 2
+
+
+async def test_a_joining_member_comes_to_the_version_that_was_made_while_it_was_attested():
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
+    generator = FakeGenerator()
+    gate = Gate(generator, "probe")
+    member = member_of("a", generator)
+    admission = asyncio.create_task(publisher.admit(member))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    await hold(publisher, 2)
+    await publisher.publish([])
+    gate.open()
+    await admission
+    assert (generator.swapped, member.version) == ([1, 2], 2)
+
+
+async def test_a_joining_member_does_not_run_after_a_fast_learner_for_ever():
+    publisher = await publisher_at(1, FakeSender(), deadline=LONG)
+    generator = FakeGenerator()
+    member = member_of("a", generator)
+
+    async def meanwhile_there_is_a_newer_one(sequences: list[list[int]]) -> list[list[float]]:
+        await hold(publisher, len(generator.swapped) + 1)
+        return PROBE
+
+    generator.probe = Remote(meanwhile_there_is_a_newer_one)
+    await asyncio.wait_for(publisher.admit(member), LONG)
+    assert generator.swapped == list(range(1, ADMISSION_ROUNDS + 1))
+
+
+async def test_without_a_snapshot_there_is_no_version_and_nothing_to_publish():
+    publisher = WeightPublisher(1, DEADLINE, [], 0.05, False)
+    assert publisher.version is None
+    with pytest.raises(RuntimeError, match="hold a snapshot first"):
+        await publisher.publish([])
+    await hold(publisher, -1)
+    assert publisher.version == -1
 
 
 async def test_a_failure_of_the_learners_own_end_is_not_blamed_on_a_member():
@@ -322,12 +531,32 @@ async def test_a_failure_of_the_learners_own_end_is_not_blamed_on_a_member():
     assert not member.failed.done()
 
 
-async def test_an_error_that_is_a_bug_is_raised_and_not_taken_for_a_death():
+async def test_a_members_bug_ends_that_member_after_the_second_time_and_is_logged_as_an_error():
+    sender = FakeSender()
+    a, b = FakeGenerator(("bug", "bug")), FakeGenerator(("fails", "fails"))
+    members = [member_of("a", a), member_of("b", b)]
+    with structlog.testing.capture_logs() as logs:
+        report = await (await publisher_at(1, sender)).publish(members)
+    assert report.members == ["b"], "the others' transfers fail with it, through no fault of theirs"
+    assert members[0].failed.result() == "did not receive version 1: KeyError: 'a bug'"
+    assert sender.groups == [3, 3, 2]
+    errors = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [entry["member"] for entry in errors] == ["a", "a"]
+    assert all("KeyError: 'a bug'" in entry["error"] for entry in errors)
+
+
+async def test_a_bug_that_happened_once_costs_nobody_his_place():
+    members = [member_of("a", FakeGenerator(("bug",))), member_of("b", FakeGenerator(("fails",)))]
+    report = await (await publisher_at(1, FakeSender())).publish(members)
+    assert report.members == ["a", "b"]
+
+
+async def test_a_bug_on_this_side_of_the_calls_is_raised():
     generator = FakeGenerator()
 
     async def broken(manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
         raise KeyError("a bug")
 
-    generator.receive = Remote(broken)
+    generator.receive = SimpleNamespace(remote=broken)
     with pytest.raises(KeyError, match="a bug"):
         await (await publisher_at(1, FakeSender())).publish([member_of("a", generator)])

@@ -322,22 +322,87 @@ async def test_a_group_with_tokens_of_weights_not_yet_attested_waits_for_that(ma
     generator.finish("0:0", newest_version=1)
     with pytest.raises(TakeTimeout):
         await queue.take(SHORT)
-    await queue.set_generators({"g": entry(generator, version=1, inflight=1)})
+    await queue.attested("g", 1)
     batch = await queue.take(SECONDS)
     assert [group.numbers.newest_version for group in batch.groups] == [1]
 
 
-@pytest.mark.parametrize("after", ["given up", "drained with the version before"])
-async def test_a_group_of_a_generator_that_is_never_attested_is_generated_by_another(make, after):
+async def test_a_generator_is_given_what_its_new_version_allows_as_soon_as_it_is_attested(make):
+    queue, generator = make(groups_per_step=1), FakeGenerator(at_once=True)
+    await queue.set_generators({"g": entry(generator)})
+    await queue.take(SECONDS)
+    await queue.commit(1)
+    assert list(generator.leases) == ["0:0"]
+    await queue.attested("g", 1)
+    await until(lambda: list(generator.leases) == ["0:0", "0:1"])
+
+
+@pytest.mark.parametrize("finished", ["before the drain", "after it"])
+async def test_a_group_of_a_generator_that_drains_during_a_publish_waits_for_its_attestation(make, finished):
+    queue, draining, other = make(groups_per_step=1), FakeGenerator(), FakeGenerator(at_once=True)
+    await queue.set_generators({"draining": entry(draining, inflight=1)})
+    await until(lambda: len(draining.leases) == 1)
+    if finished == "before the drain":
+        draining.finish("0:0", newest_version=1)
+    await queue.set_generators({"other": entry(other, inflight=1)})
+    if finished != "before the drain":
+        draining.finish("0:0", newest_version=1)
+    with pytest.raises(TakeTimeout):
+        await queue.take(SHORT)
+    await queue.attested("draining", 1)
+    batch = await queue.take(SECONDS)
+    assert [group.payload.lease.attempt for group in batch.groups] == [1]
+    assert other.leases == {}
+
+
+@pytest.mark.parametrize("finished", ["before that", "after it"])
+@pytest.mark.parametrize("draining", [False, True])
+async def test_a_group_of_a_generator_that_is_given_up_during_a_publish_is_generated_by_another(
+    make, finished, draining
+):
     queue, refused, other = make(groups_per_step=1), FakeGenerator(), FakeGenerator(at_once=True)
     await queue.set_generators({"refused": entry(refused, inflight=1)})
     await until(lambda: len(refused.leases) == 1)
-    if after == "given up":
+    others = {"other": entry(other, inflight=1)}
+    await queue.set_generators(others if draining else {"refused": entry(refused, inflight=1), **others})
+    if finished == "before that":
         refused.finish("0:0", newest_version=1)
-        await until(lambda: refused.answers["0:0"].done())
-    await queue.set_generators({"other": entry(other, inflight=1)})
-    if after != "given up":
+        with pytest.raises(TakeTimeout):
+            await queue.take(SHORT)
+    await queue.given_up("refused")
+    if finished != "before that":
+        await queue.set_generators(others)
         refused.finish("0:0", newest_version=1)
     batch = await queue.take(SECONDS)
     assert [group.payload.lease.attempt for group in batch.groups] == [2]
-    assert other.leases.keys() == {"0:0"}
+    assert refused.attempts == [1], "who is given up gets nothing more"
+
+
+async def test_a_group_of_attested_weights_is_kept_although_its_generator_is_given_up(make):
+    queue, refused, other = make(groups_per_step=1), FakeGenerator(), FakeGenerator(at_once=True)
+    await queue.set_generators({"refused": entry(refused, inflight=1)})
+    await until(lambda: len(refused.leases) == 1)
+    await queue.given_up("refused")
+    await queue.set_generators({"other": entry(other, inflight=1)})
+    refused.finish("0:0", newest_version=0)
+    batch = await queue.take(SECONDS)
+    assert [group.payload.lease.attempt for group in batch.groups] == [1]
+
+
+async def test_a_group_does_not_wait_for_an_attestation_beyond_its_lease(make):
+    queue, silent = make(groups_per_step=1, lease_seconds=SHORT), FakeGenerator()
+    await queue.set_generators({"silent": entry(silent, inflight=1)})
+    await until(lambda: len(silent.leases) == 1)
+    silent.finish("0:0", newest_version=1)
+    await until(lambda: silent.attempts[:2] == [1, 2])
+
+
+async def test_what_is_known_of_generators_that_are_gone_is_forgotten(make):
+    queue, gone, other = make(groups_per_step=1), FakeGenerator(), FakeGenerator()
+    await queue.set_generators({"gone": entry(gone, inflight=1)})
+    await until(lambda: len(gone.leases) == 1)
+    await queue.given_up("gone")
+    gone.die(RayActorError())
+    await until(lambda: queue._queue.leased == 0)
+    await queue.set_generators({"other": entry(other)})
+    assert (queue._given_up, queue._attested) == (set(), {"other": 0})

@@ -1,15 +1,26 @@
-"""What the `headrace` command shows around a run: its first line, and the one that says how it ended."""
+"""What the `headrace` command shows around a run: its first line, its job, its status, and how it ended."""
 
+import asyncio
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 
 from headrace.cluster.cli import main
+from headrace.cluster.endpoint import Endpoint, ScaleRequest
+from headrace.cluster.job_file import load_job
 from headrace.cluster.pool import RunFailed
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_records import RunStatus
+from tests.factories import member_status, run_status
+
+STATUS = run_status(run="letters", members=[member_status("rollout-0")])
 
 
 @pytest.fixture
@@ -24,6 +35,14 @@ def command(letters_job, monkeypatch) -> Callable[[Callable[..., None]], int]:
         return exit_.value.code
 
     return run
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of `headrace WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["headrace", *words])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return exit_.value.code or 0
 
 
 class FullDisk:
@@ -72,6 +91,50 @@ def test_a_run_that_fails_is_said_first_and_then_that_the_log_cannot_be_written(
         "headrace: the run failed: RunFailed: the learner's rank 0 ended",
         "headrace: and its trace cannot be written to the log: No space left on device",
     ]
+
+
+def test_a_job_is_printed_with_every_value_and_is_the_same_job_when_it_is_read_again(
+    letters_job, tmp_path, monkeypatch, capsys
+):
+    words = ["--learner.learning-rate", "1e-4", "--job.name", "other"]
+    assert called(monkeypatch, "run", str(letters_job), "--print-config", *words) == 0
+    printed = tmp_path / "printed" / "job.toml"
+    printed.parent.mkdir()
+    printed.write_text(capsys.readouterr().out)
+    job = load_job(printed)
+    assert job == load_job(letters_job, words)
+    assert job != load_job(letters_job)
+    assert not RunFolder(tmp_path / "run").path.exists(), "nothing is started"
+
+
+@pytest.fixture
+async def live_run(tmp_path) -> AsyncIterator[Path]:
+    """The folder of a run whose controller answers."""
+
+    async def status() -> RunStatus:
+        return STATUS
+
+    async def scale(request: ScaleRequest) -> None:
+        """No pool here has a size."""
+
+    endpoint, folder = Endpoint(status, scale, CollectorRegistry()), RunFolder(tmp_path / "live")
+    folder.path.mkdir()
+    folder.write_controller(await endpoint.start("127.0.0.1", 0))
+    yield folder.path
+    await endpoint.close()
+
+
+async def test_the_status_of_a_live_run_is_shown_with_its_members(live_run, monkeypatch, capsys):
+    assert await asyncio.to_thread(called, monkeypatch, "status", str(live_run)) == 0
+    shown = capsys.readouterr().out
+    assert "letters" in shown
+    assert "step 2/10" in shown
+    assert "rollout-0  serving" in shown
+
+
+async def test_the_status_of_a_live_run_as_json_is_its_record(live_run, monkeypatch, capsys):
+    assert await asyncio.to_thread(called, monkeypatch, "status", str(live_run), "--json") == 0
+    assert msgspec.json.decode(capsys.readouterr().out, type=RunStatus) == STATUS
 
 
 def test_the_help_opens_with_what_the_program_does(monkeypatch, capsys):

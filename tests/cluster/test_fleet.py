@@ -123,6 +123,22 @@ async def test_all_generators_are_told_of_the_workers_although_one_joins_meanwhi
     assert [member.handle.calls for member in members.values()] == [["set_workers"], ["set_workers"], []]
 
 
+async def test_the_queue_is_told_who_is_attested_and_who_is_given_up_as_soon_as_there_is_one():
+    told: list[tuple[str, ...]] = []
+
+    async def note(*arguments: Any) -> None:
+        told.append(arguments)
+
+    fleet = Fleet.__new__(Fleet)  # the pools of a whole one are of processes
+    fleet.queue = None
+    await fleet._attested("rollout-0", 1)
+    await fleet._given_up("rollout-0")
+    fleet.queue = SimpleNamespace(attested=Remote(note), given_up=Remote(note))
+    await fleet._attested("rollout-1", 2)
+    await fleet._given_up("rollout-2")
+    assert told == [("rollout-1", 2), ("rollout-2",)]
+
+
 def test_a_job_that_outgrows_the_cluster_is_refused_with_what_does_not_fit(letters_job, monkeypatch):
     node = {"NodeManagerAddress": "node-1", "Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**40}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])

@@ -389,6 +389,20 @@ async def test_a_group_of_attested_weights_is_kept_although_its_generator_is_giv
     assert [group.payload.lease.attempt for group in batch.groups] == [1]
 
 
+async def test_a_generator_that_serves_again_is_waited_for_again(make):
+    queue, generator = make(groups_per_step=1), FakeGenerator()
+    generator.faults = [RayActorError()]  # it did not answer for a moment
+    await queue.set_generators({"g": entry(generator, inflight=1)})
+    await until(lambda: queue._queue.reissued == 1)
+    await queue.set_generators({"g": entry(generator, inflight=1)})
+    await until(lambda: generator.attempts == [1, 2])
+    generator.finish("0:0", newest_version=1)
+    with pytest.raises(TakeTimeout):
+        await queue.take(SHORT)
+    await queue.attested("g", 1)
+    assert [group.payload.lease.attempt for group in (await queue.take(SECONDS)).groups] == [2]
+
+
 async def test_a_group_does_not_wait_for_an_attestation_beyond_its_lease(make):
     queue, silent = make(groups_per_step=1, lease_seconds=SHORT), FakeGenerator()
     await queue.set_generators({"silent": entry(silent, inflight=1)})

@@ -66,7 +66,8 @@ class JobSection(Section):
     steps: int = Field(default=100, ge=1)
     """Optimizer steps of reinforcement learning; one step makes one weight version."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Order of the data, sampling seeds where asked for, bootstrap intervals."""
+    """Order of the data, random numbers of the learner and of each engine (its own), bootstrap intervals. Completions are not
+    the same in a second run: the order in which groups come back is not."""
     run_dir: FilePath | None = None
     """Folder that the run writes; default `runs/<job.name>` under the working directory."""
 
@@ -126,14 +127,18 @@ class AlgorithmSection(Section):
     """Groups in one optimizer step."""
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
+    old_policy: Literal["learner", "generator"] = "learner"
+    """What the policy ratio is to: the learner's own policy, which makes it 1 and leaves a batch's age to the truncated
+    importance weight; or the one that drew the tokens, whose ratio is clipped (GRPO as published)."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The policy ratio is clipped below at 1 - clip_low; with one optimizer step a batch it is 1, and nothing clips."""
+    """The policy ratio is clipped below at 1 - clip_low; without effect where `old_policy` is the learner's."""
     clip_high: float = Field(default=0.2, gt=0)
     """The policy ratio is clipped above at 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the reference policy; at 0 no reference model is loaded."""
     tis_cap: float = Field(default=2.0, gt=0, allow_inf_nan=True)
-    """Cap of the truncated importance weight between learner and generator; `inf` for none."""
+    """Cap of the truncated importance weight between learner and generator; `inf` for none. Without effect where
+    `old_policy` is the generator's."""
     dynamic_sampling: bool = False
     """Fill a step with groups whose rewards differ (DAPO): the others are counted as filtered and replaced."""
 
@@ -211,7 +216,8 @@ class VerificationSection(Section):
     """Members of the verification pool at the start."""
     cpus: float = Field(default=0.5, ge=0)
     timeout_seconds: float = Field(default=30, gt=0)
-    """For one batch of samples in one worker, the worker's start-up apart."""
+    """For one call of a worker, its start-up apart; a call has as many samples (up to 64) as end well within it. Give three
+    times what the slowest check takes."""
     attempts: int = Field(default=3, ge=1)
     """Workers that a sample is offered to before its verdict is infra_error."""
 

@@ -3,15 +3,17 @@
 Follows GRPO (arXiv 2402.03300) with DAPO's two clip bounds and its sum over tokens (arXiv 2503.14476), and a truncated
 importance weight between the engine that sampled and the learner that trains. docs/algorithms.md has the mathematics.
 
-One optimizer step is taken per batch, so the proximal policy *is* the policy that the gradient is taken at: without
-`proximal_logprobs` the ratio is exactly 1, its gradient that of the log-probability, and no token is ever clipped. What
-the batch's age and the engine's other arithmetic do is in the importance weight then, and only there.
+One optimizer step is taken per batch. With the learner's own as the old policy, that is the policy that the gradient is
+taken at: the ratio is exactly 1, its gradient that of the log-probability, and no token is ever clipped. What the batch's
+age and the engine's other arithmetic do is in the importance weight then, and only there. With the generator's as the old
+policy it is the other way round: the weight is 1, and the ratio is clipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -27,7 +29,6 @@ class LossInputs:
     advantages: Float[Tensor, " tokens"]  # the sample's, at each of its tokens
     entropies: Float[Tensor, " tokens"]  # of the learner's distribution, for the metrics only
     reference_logprobs: Float[Tensor, " tokens"] | None = None  # needed when kl_coef > 0
-    proximal_logprobs: Float[Tensor, " tokens"] | None = None  # None: the learner's own, at this very point
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class LossOptions:
     clip_high: float = 0.2
     kl_coef: float = 0.0
     tis_cap: float = 2.0
+    old_policy: Literal["learner", "generator"] = "learner"
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ def grpo_loss(inputs: LossInputs, options: LossOptions) -> tuple[Float[Tensor, "
     """
     new = inputs.new_logprobs
     here = new.detach()
-    proximal = here if inputs.proximal_logprobs is None else inputs.proximal_logprobs
+    old = here if options.old_policy == "learner" else inputs.old_logprobs
 
-    mismatch = proximal - inputs.old_logprobs
-    raw_weights = mismatch.exp()
+    raw_weights = torch.exp(old - inputs.old_logprobs)
     weights = raw_weights.clamp(max=options.tis_cap)
 
-    ratio = torch.exp(new - proximal)
+    ratio = torch.exp(new - old)
     unclipped = ratio * inputs.advantages
     clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * inputs.advantages
     loss = -(weights * torch.minimum(unclipped, clipped))

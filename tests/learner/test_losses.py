@@ -43,12 +43,12 @@ def test_infinite_cap_truncates_nothing():
     assert sums.tis_truncated == 0
 
 
-def test_ratio_to_a_proximal_policy_is_clipped_on_the_side_that_the_advantage_pushes_to():
+def test_ratio_to_the_generators_policy_is_clipped_on_the_side_that_the_advantage_pushes_to():
     # ratios 1.5, 1.5, 0.5, 0.5 against bounds 0.8 and 1.3
     new = [log(0.3), log(0.3), log(0.1), log(0.1)]
     near = [log(0.2)] * 4
-    record = inputs(new, near, [1.0, -1.0, 1.0, -1.0], proximal_logprobs=near)
-    loss, sums = grpo_loss(record, LossOptions(clip_low=0.2, clip_high=0.3))
+    record = inputs(new, near, [1.0, -1.0, 1.0, -1.0])
+    loss, sums = grpo_loss(record, LossOptions(clip_low=0.2, clip_high=0.3, old_policy="generator"))
     loss.backward()
     assert loss.item() == pytest.approx(-(1.3 - 1.5 + 0.5 - 0.8))
     assert record.new_logprobs.grad.tolist() == pytest.approx([0.0, 1.5, -0.5, 0.0])
@@ -57,8 +57,8 @@ def test_ratio_to_a_proximal_policy_is_clipped_on_the_side_that_the_advantage_pu
 
 @pytest.mark.parametrize(("new", "advantage", "clipped_ratio"), [(0.3, 1.0, 1.4), (0.1, -1.0, 0.9)])
 def test_clip_low_bounds_the_ratio_from_below_and_clip_high_from_above(new, advantage, clipped_ratio):
-    record = inputs([log(new)], [log(0.2)], [advantage], proximal_logprobs=[log(0.2)])
-    loss, _ = grpo_loss(record, LossOptions(clip_low=0.1, clip_high=0.4))
+    record = inputs([log(new)], [log(0.2)], [advantage])
+    loss, _ = grpo_loss(record, LossOptions(clip_low=0.1, clip_high=0.4, old_policy="generator"))
     assert loss.item() == pytest.approx(-clipped_ratio * advantage)
 
 

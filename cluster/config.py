@@ -66,8 +66,8 @@ class JobSection(Section):
     steps: int = Field(default=100, ge=1)
     """Optimizer steps of reinforcement learning; one step makes one weight version."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Order of the data, random numbers of the learner and of each engine (its own), bootstrap intervals. Completions are not
-    the same in a second run: the order in which groups come back is not."""
+    """Order of the data, random numbers of the learner and of each engine (its own), bootstrap intervals. Completions are
+    not the same in a second run: the order in which groups come back is not."""
     run_dir: FilePath | None = None
     """Folder that the run writes; default `runs/<job.name>` under the working directory."""
 

@@ -124,7 +124,8 @@ def prepare(
 
 
 def check_engine_arguments(given: Iterable[str]) -> None:
-    """Raises WrongValue for an argument that vLLM does not know, before anything starts. Where it is not on this machine, the engines look.
+    """Raises WrongValue for an argument that vLLM does not know, before anything starts. Where vLLM is not on this machine,
+    the engines find out.
 
     Their names are read from its source: to import it takes longer than all else that comes before Ray.
     """

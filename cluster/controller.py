@@ -21,9 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.cluster import evaluation
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
+from headrace.cluster.deadlines import within
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed, first_line, original, within
+from headrace.cluster.pool import RunFailed, first_line, original
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, QueueActor, TakeTimeout
@@ -223,7 +224,7 @@ class Controller:
         queue = self._fleet.queue
         while True:
             try:
-                taking = asyncio.wait_for(queue.take.remote(POLL_SECONDS), POLL_SECONDS + QUEUE_SECONDS)
+                taking = within(POLL_SECONDS + QUEUE_SECONDS, queue.take.remote(POLL_SECONDS))
                 return await self._until(taking, stoppable=False)
             except TakeTimeout as error:
                 if self._stop.is_set():
@@ -240,7 +241,7 @@ class Controller:
 
     async def _usable_groups(self) -> int:
         """Groups that have come back for a step since the run began; where all are filtered or dropped, nothing moves."""
-        status: QueueStatus = await asyncio.wait_for(self._fleet.queue.status.remote(), QUEUE_SECONDS)
+        status: QueueStatus = await within(QUEUE_SECONDS, self._fleet.queue.status.remote())
         return status.ready + status.trained
 
     async def _train(self, batch: Batch) -> StepReport:
@@ -249,7 +250,7 @@ class Controller:
         with self._phase(f"step {step}: learning from {groups} group(s) with variance of {len(batch.groups)}"):
             # Whatever happens to the others meanwhile: a step that was begun is one that the learner has taken.
             report = await self._fleet.learner.train_step(batch.groups, step)
-            record = await asyncio.wait_for(self._fleet.queue.commit.remote(step), QUEUE_SECONDS)
+            record = await within(QUEUE_SECONDS, self._fleet.queue.commit.remote(step))
             self._recorder.append_ledger(record)
         self._step = step
         return report
@@ -289,7 +290,7 @@ class Controller:
         if self._step == self._saved_step:
             return
         with self._phase(f"writing the checkpoint of step {self._step}"):
-            ledger = await asyncio.wait_for(self._fleet.queue.ledger.remote(), QUEUE_SECONDS)
+            ledger = await within(QUEUE_SECONDS, self._fleet.queue.ledger.remote())
             seconds = await self._fleet.learner.save(str(self._checkpoints.begin(self._step)))
             self._checkpoints.complete(CheckpointState(self._step, self._recorder.elapsed_seconds, ledger))
         self._saved_step = self._step

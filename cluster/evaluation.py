@@ -16,9 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.actors.verification import failed_checks, most_common_failure
+from headrace.cluster.deadlines import within
 from headrace.cluster.formats import checks_ran
 from headrace.cluster.members import CALL_SECONDS
-from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line, within
+from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
@@ -82,7 +83,7 @@ class Evaluator:
             while waiting:
                 lease = waiting.popleft()
                 try:
-                    _, payload = await asyncio.wait_for(member.handle.generate.remote(lease), PROMPT_SECONDS)
+                    _, payload = await within(PROMPT_SECONDS, member.handle.generate.remote(lease))
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)  # behind the others: it may well be another member's turn then
                     if isinstance(error, RayTaskError) and not isinstance(error, EngineDied):

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import GeneratorSettings
 from headrace.cluster.config import JobConfig
+from headrace.cluster.deadlines import within
 from headrace.cluster.learner_pool import LearnerPool, launch_ranks
 from headrace.cluster.members import CALL_SECONDS, GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.placement import bundles, check_fits, custom_resources, member_resources, ray_nodes
@@ -131,15 +132,15 @@ class Fleet:
             for member in self.rollout.serving
             if member.version is not None and not member.failed.done()
         }
-        await asyncio.wait_for(self.queue.set_generators.remote(entries), CALL_SECONDS)
+        await within(CALL_SECONDS, self.queue.set_generators.remote(entries))
 
     async def _attested(self, name: str, version: int) -> None:
         if self.queue is not None:
-            await asyncio.wait_for(self.queue.attested.remote(name, version), CALL_SECONDS)
+            await within(CALL_SECONDS, self.queue.attested.remote(name, version))
 
     async def _given_up(self, name: str) -> None:
         if self.queue is not None:
-            await asyncio.wait_for(self.queue.given_up.remote(name), CALL_SECONDS)
+            await within(CALL_SECONDS, self.queue.given_up.remote(name))
 
     async def _verification_changed(self) -> None:
         workers = {member.name: member.handle for member in self.verification.serving}
@@ -161,7 +162,7 @@ class Fleet:
     async def _tell(self, member: Member, call: Any) -> None:
         """A call whose failure is the member's end, and not ours."""
         try:
-            await asyncio.wait_for(call, CALL_SECONDS)
+            await within(CALL_SECONDS, call)
         except (RayError, TimeoutError) as error:
             member.fail(f"{type(error).__name__} in a control call")
 

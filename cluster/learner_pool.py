@@ -12,6 +12,7 @@ import ray
 import structlog
 from ray.exceptions import RayActorError
 
+from headrace.cluster.deadlines import within
 from headrace.cluster.members import Requirements
 from headrace.cluster.pool import PoolFailed, first_line
 from headrace.cluster.queue_actor import TakenGroup
@@ -108,9 +109,7 @@ class LearnerPool:
 
     async def close(self) -> None:
         closing = [rank.close.remote() for rank in self._ranks]
-        outcomes = await asyncio.gather(
-            *[asyncio.wait_for(call, CLOSE_SECONDS) for call in closing], return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*[within(CLOSE_SECONDS, call) for call in closing], return_exceptions=True)
         for rank, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
                 log.info("rank_did_not_close", rank=rank, error=repr(outcome))

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
 from headrace.actors.shared_memory import release
 from headrace.actors.verification import VerificationWorker, WorkerStatus
+from headrace.cluster.deadlines import within
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
 from headrace.cluster.run_records import MemberState, Pool
@@ -95,10 +96,10 @@ class GeneratorKind:
             raise RuntimeError("a generator was started before the learner and the verification pool were known")
         # Said first: whoever tells the generators of a change among the workers tells those that are at least syncing.
         await set_state(member, MemberState.SYNCING)
-        slots = await asyncio.wait_for(member.handle.slots.remote(), CALL_SECONDS)
+        slots = await within(CALL_SECONDS, member.handle.slots.remote())
         self.inflight[member.name] = self._inflight_groups or max(1, -(-slots // self._group_size)) + 1
         workers = {m.name: m.handle for m in self.workers.serving}
-        await asyncio.wait_for(member.handle.set_workers.remote(workers), CALL_SECONDS)
+        await within(CALL_SECONDS, member.handle.set_workers.remote(workers))
         # A member that is told to go meanwhile just dies for the transfer, which the publisher can bear; a transfer that
         # is cut off would leave the learner sending.
         transfer = asyncio.create_task(self.publisher.admit(member), name=f"admission of {member.name}")
@@ -126,7 +127,7 @@ class GeneratorKind:
         task: Any = ray.remote(num_cpus=0)(release)
         placed = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(report.node_id, soft=False))
         try:
-            removed = await asyncio.wait_for(placed.remote(report.shared_memory), CALL_SECONDS)
+            removed = await within(CALL_SECONDS, placed.remote(report.shared_memory))
         except (RayError, TimeoutError) as error:  # the node is gone, and its memory with it
             log.info("shared_memory_not_released", member=member.name, error=type(error).__name__)
         else:

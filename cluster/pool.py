@@ -20,6 +20,7 @@ import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from headrace.actors.verification import MemberReport
+from headrace.cluster.deadlines import within
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.verifiers.errors import UserError
 
@@ -82,7 +83,6 @@ class Member:
         )
 
 
-T = TypeVar("T")
 Failure = TypeVar("Failure", bound=Exception)
 SetState = Callable[[Member, MemberState], Awaitable[None]]
 
@@ -368,13 +368,6 @@ class ElasticPool:
 
 class AttestationFailed(Exception):
     """A member does not hold the weights that it should."""
-
-
-async def within(seconds: float, answer: Awaitable[T]) -> T:
-    """The answer, or TimeoutError. Python 3.11's `wait_for` loses a cancellation that comes together with the answer, and
-    a pool that is closed then waits for ever."""
-    async with asyncio.timeout(seconds):
-        return await answer
 
 
 def original(error: Failure) -> Failure:

@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
 from headrace.actors.weight_sync.attestation import attest
+from headrace.cluster.deadlines import within
 from headrace.cluster.pool import AttestationFailed, Member, first_line
 from headrace.learner.worker import Snapshot
 from headrace.verifiers.records import WeightManifest
@@ -120,7 +121,7 @@ class WeightPublisher:
             AttestationFailed: it did not get there.
             TimeoutError: the learner has not come up.
         """
-        await asyncio.wait_for(self._first.wait(), LEARNER_START_SECONDS)
+        await within(LEARNER_START_SECONDS, self._first.wait())
         # A version that is published meanwhile is not for this member, which does not serve yet. With an older one it might
         # never be given work, and a learner that has no other generator would wait for it for ever; one that goes on
         # making versions has others, and this one gets the next with them.
@@ -161,10 +162,9 @@ class WeightPublisher:
     async def _transfer_once(self, members: list[Member], manifest: WeightManifest) -> Broken:
         """Broadcast to the group; what broke, by member."""
         deadline = self._timeout_seconds + self._grace_seconds
-        sending = asyncio.wait_for(self.sender.send.remote(), deadline)
+        sending = within(deadline, self.sender.send.remote())
         receives = [
-            asyncio.wait_for(member.handle.receive.remote(manifest, self._timeout_seconds), deadline)
-            for member in members
+            within(deadline, member.handle.receive.remote(manifest, self._timeout_seconds)) for member in members
         ]
         sent, *received = await asyncio.gather(sending, *receives, return_exceptions=True)
         broken = sort_out(members, received)
@@ -180,11 +180,9 @@ class WeightPublisher:
         names = tuple(member.name for member in members)
         if names == self._group:
             return {}
-        address = await asyncio.wait_for(
-            self.sender.open_group.remote(1 + len(members) * self._workers), self._grace_seconds
-        )
+        address = await within(self._grace_seconds, self.sender.open_group.remote(1 + len(members) * self._workers))
         joins = [
-            asyncio.wait_for(member.handle.join.remote(address, 1 + index * self._workers), self._grace_seconds)
+            within(self._grace_seconds, member.handle.join.remote(address, 1 + index * self._workers))
             for index, member in enumerate(members)
         ]
         broken = sort_out(members, await asyncio.gather(*joins, return_exceptions=True))

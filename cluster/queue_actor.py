@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.verification import FailedCheck, failed_checks, log_stream, most_common_failure
+from headrace.cluster.deadlines import within
 from headrace.cluster.pool import RunFailed
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.rollout_queue import CommitRecord, Ledger, Outcome, QueuePlan, RolloutQueue
@@ -101,7 +102,7 @@ class QueueActor:
         self._attested |= {name: entry.version for name, entry in generators.items()}
         self._given_up -= generators.keys()
         for name in (self._attested.keys() | self._given_up) - generators.keys():
-            if not self._queue.running_of(name):
+            if not self._queue.held_by(name):
                 self._attested.pop(name, None)
                 self._given_up.discard(name)
         await self._notify()
@@ -135,7 +136,7 @@ class QueueActor:
         now = time.monotonic()
         while True:
             room = {
-                name: entry.inflight - len(self._queue.running_of(name))
+                name: entry.inflight - self._queue.held_by(name)
                 for name, entry in self._generators.items()
                 if self._queue.capacity(entry.version) > 0
             }
@@ -211,7 +212,7 @@ class QueueActor:
         """Groups that are all dropped never make a batch: better to end with the reason than to generate for ever."""
         self._dropped_in_a_row += 1
         try:
-            group = decode(await asyncio.wait_for(payload_ref, PAYLOAD_SECONDS), Group)
+            group = decode(await within(PAYLOAD_SECONDS, payload_ref), Group)
         except (RayError, TimeoutError) as error:
             log.warning("dropped_group_missing", error=type(error).__name__)
         else:
@@ -231,7 +232,7 @@ class QueueActor:
         """
         async with self._changed:
             try:
-                taken = await asyncio.wait_for(self._take(), timeout_seconds)
+                taken = await within(timeout_seconds, self._take())
             except TimeoutError as error:
                 raise TakeTimeout(self._waits_for()) from error
         groups = [TakenGroup(ready.numbers, ready.payload) for ready in taken]

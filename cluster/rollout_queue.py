@@ -20,7 +20,7 @@ waits until what it leaves behind can be trained in time by the steps that follo
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -100,6 +100,7 @@ class RolloutQueue(Generic[Payload]):
         self._waiting = [source.prompt(epoch, ordinal) for epoch, ordinal in (ledger.outstanding if ledger else [])]
         self._attempts: dict[str, int] = {}
         self._running: OrderedDict[int, Running] = OrderedDict()
+        self._held: Counter[str] = Counter()  # of those, by member
         self._ready: list[Ready[Payload]] = []
         self._taken: list[Ready[Payload]] = []
         self._filtered_ids: list[str] = list(ledger.filtered_ids) if ledger else []
@@ -119,8 +120,9 @@ class RolloutQueue(Generic[Payload]):
     def ready(self) -> int:
         return len(self._ready)
 
-    def running_of(self, member: str) -> list[Running]:
-        return [running for running in self._running.values() if running.member == member]
+    def held_by(self, member: str) -> int:
+        """Leases that the member has not settled."""
+        return self._held[member]
 
     def oldest_lease_seconds(self, now: float) -> float:
         return max((now - running.since for running in self._running.values()), default=0.0)
@@ -145,6 +147,7 @@ class RolloutQueue(Generic[Payload]):
         attempt = self._attempts[prompt.id] = self._attempts.get(prompt.id, 0) + 1
         lease = Lease(self._lease_ids, prompt, self.plan.group_size, self.plan.sampling, attempt)
         self._running[lease.id] = Running(lease, member, member_version, now)
+        self._held[member] += 1
         return lease
 
     def _next_prompt(self) -> Prompt:
@@ -185,6 +188,9 @@ class RolloutQueue(Generic[Payload]):
         running = self._running.pop(lease_id, None)
         if running is None:
             raise RuntimeError(f"lease {lease_id} has ended before, or was never granted")
+        self._held[running.member] -= 1
+        if not self._held[running.member]:
+            del self._held[running.member]
         return running.lease.prompt
 
     def take(self) -> list[Ready[Payload]] | None:

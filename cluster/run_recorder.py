@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from headrace.cluster import metrics
 from headrace.cluster.config import JobConfig
+from headrace.cluster.deadlines import within
 from headrace.cluster.display import Display
 from headrace.cluster.evaluation import EvaluationResult, evaluation_record, gain, sample_records
 from headrace.cluster.fleet import Fleet
@@ -145,7 +146,7 @@ class RunRecorder:
     async def status(self) -> RunStatus:
         if self.queue is not None:
             try:
-                self._last_queue = await asyncio.wait_for(self.queue.status.remote(), QUEUE_SECONDS)
+                self._last_queue = await within(QUEUE_SECONDS, self.queue.status.remote())
             except (RayError, TimeoutError) as error:
                 log.warning("queue_status_missing", error=type(error).__name__)
         fleet = self.fleet

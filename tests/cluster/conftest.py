@@ -6,17 +6,25 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import msgspec
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
+from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, Target, ask
 from headrace.cluster.rollout_queue import CommitRecord
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import MemberStatus, RunStatus, StepRecord
 
 DEADLINE = 240.0
+
+
+def page(url: str, token: str = "") -> str:
+    """What a process of the run serves there."""
+    with urlopen(Request(url, headers={"Authorization": f"Bearer {token}"}), timeout=DEADLINE) as answer:
+        return answer.read().decode()
 
 
 class Run:
@@ -40,6 +48,11 @@ class Run:
         address = self.folder.read_controller(ControllerAddress)
         return asyncio.run(ask(address, "POST", "/scale", msgspec.json.encode(request)))
 
+    def targets(self) -> list[Target]:
+        """What the controller tells Prometheus to read."""
+        address = self.folder.read_controller(ControllerAddress)
+        return msgspec.json.decode(page(address.url + "/sd", address.token), type=list[Target])
+
     def until(self, condition, what: str) -> RunStatus:
         """Ask for the status until the condition holds of it."""
         end = time.monotonic() + DEADLINE
@@ -57,6 +70,11 @@ class Run:
             self.process.wait(0.2)
         except subprocess.TimeoutExpired:
             return
+
+    def metrics(self, member: str) -> set[str]:
+        """Names of the metrics that Prometheus reads from a member."""
+        [target] = [target for target in self.targets() if target.labels["member"] == member]
+        return {family.name for family in text_string_to_metric_families(page(f"http://{target.targets[0]}/metrics"))}
 
     def steps(self) -> list[StepRecord]:
         return [record for record in self.folder.read_metrics() if isinstance(record, StepRecord)]

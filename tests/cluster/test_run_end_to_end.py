@@ -11,7 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.endpoint import ScaleRequest
+from headrace.cluster.run_records import StepRecord
+
+AT_ONCE_SECONDS = 60.0  # Ray's own processes are ended by then, or killed
 
 PROGRAM = """
 import asyncio
@@ -60,18 +64,26 @@ def test_a_run_trains_evaluates_checkpoints_and_exports(start):
     assert not run.folder.controller.exists()
 
 
-def test_a_stopped_run_resumes_and_trains_every_prompt_once(start):
-    run = start("--job.steps", "40")
+def test_a_stopped_run_resumes_in_turns_and_trains_every_prompt_once(start):
+    slowly = ("--rollout.engine.token-seconds", "0.02")  # generation takes longer than learning does
+    run = start("--job.steps", "40", *slowly)
     run.until(lambda status: status.step >= 3, "at step 3")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 0, run.output.read_text()[-3000:]
     stopped_at = len(run.steps())
     assert 3 <= stopped_at < 40
-    resumed = start("--job.steps", str(stopped_at + 2), "--resume")
+    resumed = start("--job.steps", str(stopped_at + 4), *slowly, "--resume", "--placement.take-turns", "true")
     assert resumed.finish() == 0, resumed.output.read_text()[-3000:]
-    assert [record.step for record in resumed.steps()] == list(range(1, stopped_at + 3))
+    assert [record.step for record in resumed.steps()] == list(range(1, stopped_at + 5))
     trained = resumed.trained()
-    assert len(trained) == len(set(trained)) == 4 * (stopped_at + 2)
+    assert len(trained) == len(set(trained)) == 4 * (stopped_at + 4)
+    assert busy_together(resumed.steps()[stopped_at:]) < 1, "in turns, one stands still while the other works"
+
+
+def busy_together(steps: list[StepRecord]) -> float:
+    """Generators and learner, as a share of the steps' time; above 1 where they work side by side."""
+    busy = sum(record.seconds * (record.busy["rollout"] + record.busy["learner"]) for record in steps)
+    return busy / sum(record.seconds for record in steps)
 
 
 def test_pools_scale_and_heal_while_the_run_goes_on(start):
@@ -111,11 +123,12 @@ def test_two_learner_ranks_with_a_reference_policy_train_as_one(start):
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(start):
-    run = start("--job.steps", "1000")
+    run = start("--job.steps", "1000", "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 1, "at step 1")
     run.process.send_signal(signal.SIGINT)
     run.process.send_signal(signal.SIGTERM)
-    assert run.finish() != 0
+    assert run.process.wait(AT_ONCE_SECONDS) == 130
+    assert CheckpointStore(run.folder.checkpoints, 1).newest() is None, "one Ctrl-C saves the step, two do not"
     assert run.left_behind() == []
     assert "Traceback" not in run.output.read_text()
 

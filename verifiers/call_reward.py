@@ -25,7 +25,8 @@ class RewardWeights(BaseModel):
     format: float = Field(default=0.1, ge=0)
     """It parses as a call, with no text around it that is not allowed."""
     schema_: float = Field(default=0.1, ge=0, alias="schema")
-    """Share of the calls that fit their tool's schema."""
+    """Share of the arguments that fit their tool's schema; missing and extra ones count against it. Beside a gold answer only
+    those of calls that name the gold tool: to call whatever is easily valid is worth nothing."""
     tool: float = Field(default=0.2, ge=0)
     """Share of the calls that name the gold tool."""
     arguments: float = Field(default=0.4, ge=0)
@@ -90,11 +91,12 @@ def judge(
     form_reason, message = _form_fault(parsed, checks, clean)
     if answers is None:
         right = clean and all(valid)
-        shares = Shares(float(clean), sum(valid) / len(valid), *((float(right),) * 3))
+        fitting = sum(check.fitting for check in checks) / len(checks)
+        shares = Shares(float(clean), fitting, *((float(right),) * 3))
         pairs: list[_Pair | None] = [None] * len(checks)
         reason = form_reason or "valid"
     else:
-        judged = [_against(answer, parsed.calls, valid, clean, weights) for answer in answers]
+        judged = [_against(answer, parsed.calls, checks, clean, weights) for answer in answers]
         shares, pairs, gold_reason = max(judged, key=lambda one: (one[0].exact, one[0].reward(weights)))
         reason = form_reason or gold_reason
     passed = shares.exact == 1.0
@@ -123,7 +125,7 @@ def _form_fault(parsed: ParsedCalls, checks: list[CallCheck], clean: bool) -> tu
 
 
 def _against(
-    answer: list[ToolCall], calls: list[ToolCall], valid: list[bool], clean: bool, weights: RewardWeights
+    answer: list[ToolCall], calls: list[ToolCall], checks: list[CallCheck], clean: bool, weights: RewardWeights
 ) -> tuple[Shares, list[_Pair | None], str]:
     """Shares, each call's partner, and the reason, against one right answer."""
     pairs = _pair_up(answer, calls, weights)
@@ -136,12 +138,14 @@ def _against(
         reason = "wrong_tool"
     else:
         reason = "match" if equal else "wrong_argument"
+    valid = all(not check.reason for check in checks)
+    fitting = [check.fitting for check, pair in zip(checks, pairs, strict=True) if pair is not None and pair.same_tool]
     shares = Shares(
         format=float(clean),
-        schema=sum(valid) / most,
+        schema=sum(fitting) / most,
         tool=sum(pair.same_tool for pair in matched) / most,
         arguments=sum(pair.share for pair in matched) / most,
-        exact=float(equal and clean and all(valid)),
+        exact=float(equal and clean and valid),
     )
     return shares, pairs, reason
 

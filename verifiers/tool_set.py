@@ -29,11 +29,13 @@ _SAYS_WHAT_ELSE = frozenset({"additionalProperties", "unevaluatedProperties", "p
 
 class CallCheck(msgspec.Struct, frozen=True):
     """Whether a call fits its tool. `reason` is empty when it does, else `unknown_tool`, `missing_argument`,
-    `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault."""
+    `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault, and `fitting`
+    is the share of the arguments, given or required, that are at no fault."""
 
     reason: str
     message: str
     arguments: dict[str, str]
+    fitting: float
 
 
 class Tool:
@@ -51,13 +53,16 @@ class Tool:
     def check(self, arguments: dict[str, Any]) -> CallCheck:
         faults = [_fault(error, arguments) for error in self._validator.iter_errors(arguments)]
         if not faults:
-            return CallCheck("", "", {})
+            return CallCheck("", "", {}, fitting=1.0)
         first = min(faults, key=lambda fault: _REASONS.index(fault.reason))
         outcomes: dict[str, str] = {}
         for fault in faults:
             for argument in fault.arguments:
                 outcomes.setdefault(argument, _OUTCOMES[fault.reason])
-        return CallCheck(first.reason, f"{printable(self.name, 80)}: {first.message}", outcomes)
+        # A fault of no argument's, such as too few of them, is one of the whole call.
+        whole = any(not fault.arguments for fault in faults)
+        fitting = 0.0 if whole else 1 - len(outcomes) / len(arguments.keys() | outcomes.keys())
+        return CallCheck(first.reason, f"{printable(self.name, 80)}: {first.message}", outcomes, fitting)
 
 
 class ToolSet:
@@ -103,7 +108,7 @@ class ToolSet:
         tool = self._tools.get(call.name)
         if tool is None:
             hint = nearest(call.name[:80], self._tools)
-            return CallCheck("unknown_tool", f"no tool {printable(call.name, 80)!r}{hint}", {})
+            return CallCheck("unknown_tool", f"no tool {printable(call.name, 80)!r}{hint}", {}, fitting=0.0)
         return tool.check(call.arguments)
 
 

@@ -138,3 +138,22 @@ def test_only_an_exact_answer_passes_even_if_exactness_is_not_paid_for():
 def test_weights_that_pay_for_nothing_are_refused():
     with pytest.raises(UserError, match="at least one weight"):
         ToolCallVerifier(sandbox=False, weights=dict.fromkeys(("format", "schema", "tool", "arguments", "exact"), 0))
+
+
+SCHEMA_ONLY = {"format": 0, "schema": 1, "tool": 0, "arguments": 0, "exact": 0}
+
+
+@pytest.mark.parametrize(
+    ("call", "share"),
+    [
+        ({"name": "f", "arguments": ARGUMENTS}, 1.0),
+        ({"name": "f", "arguments": {**ARGUMENTS, "a": "no number"}}, 0.75),
+        ({"name": "f", "arguments": {"a": 1, "b": "x"}}, 0.5),
+        ({"name": "f", "arguments": {**ARGUMENTS, "e": 0}}, 0.8),
+        ({"name": "g", "arguments": {}}, 0.0),
+        ({"name": "nobody", "arguments": ARGUMENTS}, 0.0),
+    ],
+)
+def test_the_schema_share_is_of_the_gold_tools_arguments_that_fit(call, share):
+    verdict = ToolCallVerifier(sandbox=False, weights=SCHEMA_ONLY).verify(Sample(json.dumps(call), ROW))
+    assert verdict.details["shares"]["schema"] == pytest.approx(share)

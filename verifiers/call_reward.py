@@ -25,8 +25,8 @@ class RewardWeights(BaseModel):
     format: float = Field(default=0.1, ge=0)
     """It parses as a call, with no text around it that is not allowed."""
     schema_: float = Field(default=0.1, ge=0, alias="schema")
-    """Share of the arguments that fit their tool's schema; missing and extra ones count against it. Beside a gold answer only
-    those of calls that name the gold tool: to call whatever is easily valid is worth nothing."""
+    """Share of the arguments that fit their tool's schema; missing and extra ones count against it. Beside a gold answer
+    only those of calls that name the gold tool: to call whatever is easily valid is worth nothing."""
     tool: float = Field(default=0.2, ge=0)
     """Share of the calls that name the gold tool."""
     arguments: float = Field(default=0.4, ge=0)

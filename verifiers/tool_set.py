@@ -29,8 +29,8 @@ _SAYS_WHAT_ELSE = frozenset({"additionalProperties", "unevaluatedProperties", "p
 
 class CallCheck(msgspec.Struct, frozen=True):
     """Whether a call fits its tool. `reason` is empty when it does, else `unknown_tool`, `missing_argument`,
-    `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault, and `fitting`
-    is the share of the arguments, given or required, that are at no fault."""
+    `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault, and
+    `fitting` is the share of the arguments, given or required, that are at no fault."""
 
     reason: str
     message: str

@@ -60,6 +60,11 @@ def test_an_engine_is_added_and_a_killed_one_replaced_while_the_run_goes_on(tmp_
     assert psutil.wait_procs(engine, timeout=30)[1] == [], "the dead generator's engine processes live on"
     assert all(member.version is not None for member in run.serving(healed, "rollout"))
     run.until(lambda status: status.step >= healed.step + 2, "two more steps")
+    assert {"controller", "learner-0", "verification-0"} < {target.labels["member"] for target in run.targets()}
+    for member in run.serving(healed, "rollout"):
+        metrics = run.metrics(member.name)
+        assert any(name.startswith("vllm:") for name in metrics), "the engine's own"
+        assert "headrace_generator_tokens" in metrics
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 0, run.output.read_text()[-3000:]
     trained = run.trained()

@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
 from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
-from headrace.cluster.pool import first_line
+from headrace.cluster.pool import RunFailed, first_line
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK
 
@@ -90,8 +90,12 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True)
 
 
+class RayNotStarted(RunFailed):
+    """Ray's own processes did not come up on this machine."""
+
+
 def start_ray(job: JobConfig, address: str | None, scratch: str | None) -> None:
-    """Connect to `address`, or start a cluster that keeps its files in `scratch`. Raises UserError."""
+    """Connect to `address`, or start a cluster that keeps its files in `scratch`. Raises UserError, RayNotStarted."""
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -112,6 +116,11 @@ def start_ray(job: JobConfig, address: str | None, scratch: str | None) -> None:
             f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {first_line(error)}; one that asks for a token wants "
             "RAY_AUTH_MODE=token and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # So plain is what Ray raises when its node is not up in time, as on a machine that is very busy.
+        raise RayNotStarted(f"Ray: {first_line(error)}") from error
 
 
 def leave(scratch: str | None) -> None:

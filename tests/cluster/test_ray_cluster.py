@@ -14,7 +14,7 @@ from ray.exceptions import AuthenticationError
 from headrace.actors.shared_memory import SHARED_MEMORY
 from headrace.cluster import ray_cluster as module
 from headrace.cluster.job_file import load_job
-from headrace.cluster.ray_cluster import ray_cluster
+from headrace.cluster.ray_cluster import RayNotStarted, ray_cluster
 from headrace.verifiers.errors import UserError
 
 NODE = {"NodeManagerAddress": "127.0.0.1", "NodeID": "n", "Alive": True, "Resources": {"CPU": 8.0}}
@@ -95,6 +95,15 @@ def test_a_cluster_that_does_not_start_leaves_no_folder_and_no_process(letters_j
         pass
     assert fake.scratch.parent.exists() and not fake.scratch.exists()
     assert fake.shutdowns == 1
+
+
+def test_a_cluster_that_is_not_up_in_time_is_one_line(letters_job, fake):
+    fake.failure = Exception("The current node timed out during startup.")
+    with (
+        pytest.raises(RayNotStarted, match=r"^Ray: The current node timed out during startup\.$"),
+        ray_cluster(load_job(letters_job)),
+    ):
+        pass
 
 
 def test_a_job_that_does_not_fit_leaves_no_folder(letters_job, fake):

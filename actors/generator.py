@@ -16,12 +16,11 @@ from typing import Any
 
 import msgspec
 import prometheus_client
-import ray
 import structlog
 
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
-from headrace.actors.node_address import node_address
 from headrace.actors.shared_memory import segments_of
+from headrace.actors.this_node import this_node
 from headrace.actors.verification import MemberReport, VerificationClient, log_stream
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -110,16 +109,16 @@ class Generator:
         # vLLM reads its environment when it is imported, so it is imported here and by name.
         engine: Engine = getattr(importlib.import_module(module), name)()
         start = time.monotonic()
-        node = node_address()
-        await engine.start(msgspec.structs.replace(self._settings.engine, local_host=node))
+        node = this_node()
+        await engine.start(msgspec.structs.replace(self._settings.engine, local_host=node.address))
         self._engine = engine
         _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
         return MemberReport(
             pid=os.getpid(),
-            node=node,
-            metrics_url=telemetry.metrics_url(self._settings.host, port, node),
-            node_id=ray.get_runtime_context().get_node_id(),
+            node=node.address,
+            metrics_url=telemetry.metrics_url(self._settings.host, port, node.address),
+            node_id=node.id,
             shared_memory=segments_of(os.getpid()),
         )
 

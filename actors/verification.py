@@ -22,7 +22,7 @@ import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
-from headrace.actors.node_address import node_address
+from headrace.actors.this_node import this_node
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier, printable
 from headrace.verifiers.records import Completion, Sample, StopReason, Verdict, VerdictKind
@@ -66,7 +66,7 @@ class VerificationWorker:
         self._failures = 0
         self._busy_seconds = 0.0
         self._call_start: float | None = None
-        node = node_address()
+        node = this_node().address
         self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
 
     def start(self) -> MemberReport:

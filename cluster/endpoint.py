@@ -148,5 +148,8 @@ async def ask(address: ControllerAddress, method: str, path: str, body: bytes | 
             if response.status != 200:
                 raise UserError(content.decode(errors="replace").strip())
             return msgspec.json.decode(content, type=RunStatus)
-    except (ClientError, TimeoutError) as error:
+    except TimeoutError as error:
+        late = f"has not answered in {CLIENT_SECONDS:g} s; ask again, the machine may be busy"
+        raise UserError(f"the run's controller (process {address.pid}) {late}") from error
+    except ClientError as error:
         raise UserError(f"the run's controller (process {address.pid}) does not answer: the run has ended") from error

@@ -16,7 +16,7 @@ import ray
 import structlog
 import torch
 
-from headrace.actors.node_address import node_address
+from headrace.actors.this_node import this_node
 from headrace.actors.weight_sync.sender import WeightSender
 from headrace.actors.weight_sync.transport import GroupAddress, dtype_of, free_port
 from headrace.learner.rank import LearnerRank, StepMetrics
@@ -79,7 +79,7 @@ class LearnerWorker:
         telemetry.configure_logging(settings.run, name, telemetry.log_stream(settings.log_dir, name))
         self._settings = settings
         self._rank = LearnerRank(settings.learner, rank, settings.world_size)
-        self._node = node_address()
+        self._node = this_node().address
         self._sender: WeightSender | None = None
         if rank == 0:
             self._sender = WeightSender(settings.sync_backend, self._node, settings.sync_timeout_seconds)

@@ -21,6 +21,7 @@ from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
 from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
 from headrace.cluster.pool import RunFailed, first_line
+from headrace.verifiers.child_status import keep_child_statuses
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK
 
@@ -59,6 +60,7 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
     with nullcontext() if address else scratch_folder() as scratch:
         try:
             start_ray(job, address, scratch)
+            keep_child_statuses()  # whoever runs a job from Python has children of their own
             nodes = ray_nodes(ray.nodes())
             custom = custom_resources(nodes)
             wanted = bundles(job, custom)

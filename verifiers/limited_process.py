@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from headrace.verifiers.base import not_run, scored
+from headrace.verifiers.child_status import keep_child_statuses
 from headrace.verifiers.confinement import refusal
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.limited_child import Answer, Program
@@ -253,6 +254,7 @@ class _OutOfStep(Exception):
 def _start(target: str, state: dict[str, Any], limits: Limits) -> _Child:
     """A child that has loaded its check and confined itself. Raises UserError, LimitedProcessError, _StartedBadly."""
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
+    keep_child_statuses()  # how it ends tells what the sample did
     try:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOTSTRAP, json.dumps(folders)],

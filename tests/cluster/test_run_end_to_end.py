@@ -80,6 +80,21 @@ def test_a_stopped_run_resumes_in_turns_and_trains_every_prompt_once(start):
     assert busy_together(resumed.steps()[stopped_at:]) < 1, "in turns, one stands still while the other works"
 
 
+def test_a_killed_run_resumes_from_its_newest_checkpoint_and_counts_every_prompt_once(start):
+    slowly = ("--rollout.engine.token-seconds", "0.02", "--checkpoint.every", "2")
+    run = start("--job.steps", "40", *slowly)
+    run.until(lambda status: status.step >= 3, "at step 3")
+    run.kill()  # as when the machine goes down: nothing is said or saved
+    checkpoint = CheckpointStore(run.folder.checkpoints, 2).newest()
+    assert checkpoint is not None
+    saved = checkpoint.state.step
+    resumed = start("--job.steps", str(saved + 2), *slowly, "--resume")
+    assert resumed.finish() == 0, resumed.output.read_text()[-3000:]
+    assert [record.step for record in resumed.steps()] == list(range(1, saved + 3))
+    trained = resumed.trained()
+    assert len(trained) == len(set(trained)) == 4 * (saved + 2)
+
+
 def busy_together(steps: list[StepRecord]) -> float:
     """Generators and learner, as a share of the steps' time; above 1 where they work side by side."""
     busy = sum(record.seconds * (record.busy["rollout"] + record.busy["learner"]) for record in steps)

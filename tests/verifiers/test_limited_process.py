@@ -290,3 +290,11 @@ def test_another_platform_is_refused_by_name(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     with pytest.raises(UserError, match=r"Linux on x86_64 or aarch64 .*riscv64"):
         require_confinement()
+
+
+def test_the_way_a_check_ends_is_known_in_a_process_that_ignores_its_children(process, monkeypatch):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as Ray does
+    try:
+        assert verify(process, "spin").reason == "timeout"
+    finally:
+        signal.signal(signal.SIGCHLD, before)

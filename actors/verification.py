@@ -172,8 +172,11 @@ class VerificationClient:
                 if name in self._retired:  # it was, while it waited: the sample is another worker's
                     self._waiting.put_nowait(batch[0])
                     return
-                while len(batch) < self._batch and not self._waiting.empty():
+                # A sample that is offered again goes alone: whatever was wrong is its own, and not its neighbours'.
+                while batch[-1].attempt == 1 and len(batch) < self._batch and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
+                if len(batch) > 1 and batch[-1].attempt > 1:
+                    self._waiting.put_nowait(batch.pop())
                 batch = [pending for pending in batch if not pending.verdict.done()]
                 if batch and not await self._verify_batch(name, handle, batch):
                     return

@@ -45,7 +45,8 @@ class VllmEngine:
         if not settings.on_gpu:
             check_libnuma()
         arguments = engine_arguments(settings)
-        self._slots = arguments.max_num_seqs or 32
+        # One place stays free, for the probes that attest new weights: behind long requests they would miss their deadline.
+        self._slots = max(1, (arguments.max_num_seqs or 32) - 1)
         self._free_slots = asyncio.Semaphore(self._slots)
         # Building the engine blocks for tens of seconds; the actor's loop goes on answering.
         loop = asyncio.get_running_loop()

@@ -90,11 +90,12 @@ class Controller:
         """
         checkpoint = self._checkpoints.newest()
         async with self._queue(checkpoint.state.ledger if checkpoint else None) as queue:
+            if checkpoint is not None:
+                self._step = self._saved_step = checkpoint.state.step
             await self._start(None if checkpoint is None else str(checkpoint.learner))
             if checkpoint is None:
                 await self._begin()
             else:
-                self._step = self._saved_step = checkpoint.state.step
                 self._results = self._recorder.load_results()
             self._recorder.queue = queue
             await self._fleet.attach_queue(queue)
@@ -107,6 +108,10 @@ class Controller:
             await self._until(self._fleet.start())
             if checkpoint is not None:
                 step = await self._until(self._fleet.learner.load(checkpoint))
+                if step != self._step:
+                    raise RunFailed(
+                        f"{checkpoint} holds the learner of step {step}, and the state of step {self._step}"
+                    )
                 self._recorder.event(f"resumed from the checkpoint of step {step}")
             version = self._fleet.learner.steps if checkpoint else (BASE_VERSION if self._prepared.warm_start else 0)
             await self._until(self._fleet.hold_snapshot(version))
@@ -298,7 +303,8 @@ class Controller:
 
     async def _save_before_the_end(self) -> None:
         """What is learned, before a failure of the others ends the run, such as checks that are out."""
-        if self._fleet.learner.steps != self._step:
+        learner = self._fleet.learner
+        if learner.steps != self._step or not learner.settled:
             self._recorder.event(
                 f"step {self._step + 1} was not finished, so that nothing after step {self._saved_step} is saved"
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import structlog
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
@@ -86,7 +86,7 @@ class Evaluator:
                     _, payload = await within(PROMPT_SECONDS, member.handle.generate.remote(lease))
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)  # behind the others: it may well be another member's turn then
-                    if isinstance(error, RayTaskError) and not isinstance(error, EngineDied):
+                    if not isinstance(error, RayActorError | EngineDied):  # a hung engine is found out by its pool
                         note_error(errors, lease, error)
                         continue
                     member.fail(f"{type(error).__name__} in an evaluation")
@@ -99,7 +99,9 @@ class Evaluator:
             await pool.wait_serving(1, SERVING_SECONDS)
             members = pool.serving
             slots = await asyncio.gather(*[slots_of(member) for member in members])
-            shares = zip(members, slots, strict=True)
+            # A lease more than fills the slots, so that none is idle; with many more each would take as many waves.
+            counts = [-(-count // self.samples) + 1 for count in slots]
+            shares = zip(members, counts, strict=True)
             serving = [asyncio.create_task(serve(member)) for member, count in shares for _ in range(count)]
             try:
                 await asyncio.gather(*serving)
@@ -135,12 +137,13 @@ async def slots_of(member: Member) -> int:
         return 1
 
 
-def note_error(errors: Counter[int], lease: Lease, error: RayTaskError) -> None:
+def note_error(errors: Counter[int], lease: Lease, error: Exception) -> None:
     """Count an error of the call itself, which any generator makes. Raises EvaluationFailed at the last attempt."""
     errors[lease.id] += 1
-    log.warning("evaluation_call_failed", prompt=lease.prompt.id, attempt=errors[lease.id], error=first_line(error))
+    reason = first_line(error) or f"no answer in {PROMPT_SECONDS:.0f} s"
+    log.warning("evaluation_call_failed", prompt=lease.prompt.id, attempt=errors[lease.id], error=reason)
     if errors[lease.id] == ATTEMPTS:
-        raise EvaluationFailed(f"prompt {lease.prompt.id} failed {ATTEMPTS} times: {first_line(error)}") from error
+        raise EvaluationFailed(f"prompt {lease.prompt.id} failed {ATTEMPTS} times: {reason}") from error
 
 
 def group_reward(group: Group) -> float:

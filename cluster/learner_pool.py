@@ -46,6 +46,9 @@ class LearnerPool:
         self._reports: list[RankReport] = []
         self._state = MemberState.STARTING
         self.steps = 0
+        self.settled = (
+            True  # no step was begun whose end is not known: else the ranks may be one on, or not of one mind
+        )
         self.busy_seconds = 0.0
 
     @property
@@ -73,8 +76,9 @@ class LearnerPool:
             rank.train_step.remote([groups[index].payload for index in share], step)
             for rank, share in zip(self._ranks, shares, strict=True)
         ]
+        self.settled = False
         reports: list[StepReport] = await gather_ranks("train_step", calls, STEP_SECONDS)
-        self.steps = step
+        self.steps, self.settled = step, True
         self.busy_seconds += max(report.seconds for report in reports)
         slowest = max(reports, key=lambda report: report.fetch_seconds)
         return msgspec.structs.replace(reports[0], fetch_seconds=slowest.fetch_seconds)

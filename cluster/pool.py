@@ -281,7 +281,8 @@ class ElasticPool:
             await within(self._timing.close, member.handle.close.remote())
         except (RayError, TimeoutError) as error:
             log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
-        self._end_actor(member.handle)
+        finally:
+            self._end_actor(member.handle)
         await self.kind.clean(member)
 
     async def _way(self, member: Member) -> tuple[str, bool]:

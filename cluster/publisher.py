@@ -173,6 +173,8 @@ class WeightPublisher:
                 broken[member.name] = (Fault.OWN, "received other bytes than were sent")
         if isinstance(sent, BaseException) and not broken:
             raise sent  # every member has all, and yet the learner's end failed: not a member's fault
+        if isinstance(sent, BaseException):
+            log.error("send_failed", version=manifest.version, error=first_line(sent) or type(sent).__name__)
         return broken
 
     async def _regroup(self, members: Sequence[Member]) -> Broken:
@@ -180,7 +182,9 @@ class WeightPublisher:
         names = tuple(member.name for member in members)
         if names == self._group:
             return {}
-        address = await within(self._grace_seconds, self.sender.open_group.remote(1 + len(members) * self._workers))
+        # The learner's end of a transfer that broke may still hold its thread, for as long as a transfer may take.
+        deadline = self._timeout_seconds + self._grace_seconds
+        address = await within(deadline, self.sender.open_group.remote(1 + len(members) * self._workers))
         joins = [
             within(self._grace_seconds, member.handle.join.remote(address, 1 + index * self._workers))
             for index, member in enumerate(members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import inspect
 import sys
@@ -123,4 +124,18 @@ def _parts(value: Any) -> Iterable[Any]:
             return [value.fget]
         case _:
             members = [member for kind in type(value).__mro__ for member in vars(kind).values()]
-            return [member for member in members if isinstance(member, CODE)]
+            return [*(member for member in members if isinstance(member, CODE)), *_held(value)]
+
+
+def _held(value: Any) -> list[Any]:
+    """What an object holds: what it would be made of again, but for what begins with an underscore."""
+    try:
+        reduce = copyreg.dispatch_table.get(type(value))  # for patterns of `re`, for one
+        _, arguments, *rest = reduce(value) if reduce else value.__reduce_ex__(2)
+    except (TypeError, ValueError, NotImplementedError):  # such as a lock: it holds nothing that could be compared
+        return []
+    states = rest[0] if rest and isinstance(rest[0], tuple) else rest[:1]  # with slots there are two
+    public = [
+        (name, held) for state in states if isinstance(state, dict) for name, held in state.items() if name[:1] != "_"
+    ]
+    return [*arguments, *public]

@@ -92,7 +92,8 @@ def grpo_loss(inputs: LossInputs, options: LossOptions) -> tuple[Float[Tensor, "
     old = here if options.old_policy == "learner" else inputs.old_logprobs
 
     raw_weights = torch.exp(old - inputs.old_logprobs)
-    weights = raw_weights.clamp(max=options.tis_cap)
+    cap = options.tis_cap if options.old_policy == "learner" else float("inf")
+    weights = raw_weights.clamp(max=cap)
 
     ratio = torch.exp(new - old)
     unclipped = ratio * inputs.advantages
@@ -113,7 +114,7 @@ def grpo_loss(inputs: LossInputs, options: LossOptions) -> tuple[Float[Tensor, "
         kl=_sum(kl),
         mismatch_kl=_sum(k3(here - inputs.old_logprobs)),
         clipped=_sum(clipped < unclipped),
-        tis_truncated=_sum(raw_weights > options.tis_cap),
+        tis_truncated=_sum(raw_weights > cap),
         weights=_sum(weights),
         weights_squared=_sum(weights.square()),
         entropy=_sum(inputs.entropies),

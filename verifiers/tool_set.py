@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, cast
@@ -51,7 +52,10 @@ class Tool:
         self._validator = Draft202012Validator(schema, registry=REGISTRY, format_checker=formats)
 
     def check(self, arguments: dict[str, Any]) -> CallCheck:
-        faults = [_fault(error, arguments) for error in self._validator.iter_errors(arguments)]
+        errors = list(self._validator.iter_errors(arguments))
+        # Beside another fault all that this one knows is that nothing was evaluated.
+        telling = [error for error in errors if error.validator != "unevaluatedProperties"] or errors
+        faults = [_fault(error, arguments) for error in telling]
         if not faults:
             return CallCheck("", "", {}, fitting=1.0)
         first = min(faults, key=lambda fault: _REASONS.index(fault.reason))
@@ -145,8 +149,10 @@ def _fault(error: ValidationError, arguments: dict[str, Any]) -> _Fault:
         missing = [name for name in required if error.message.startswith(repr(name))]
         return _Fault("missing_argument", message, missing)
     if error.validator in ("additionalProperties", "unevaluatedProperties"):
-        known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
-        return _Fault("extra_argument", message, [name for name in arguments if name not in known])
+        schema = error.schema if isinstance(error.schema, dict) else {}
+        known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        extra = [name for name in arguments if name not in known and not any(re.search(p, name) for p in patterns)]
+        return _Fault("extra_argument", message, extra)
     return _Fault("invalid_argument", message, [])
 
 

@@ -263,6 +263,23 @@ async def test_a_verifier_that_raises_is_an_infra_error_with_its_last_line_and_t
         assert (await client.verify(sample(2))).kind is VerdictKind.PASS
 
 
+async def test_samples_that_are_offered_again_go_one_by_one():
+    class Picky(Worker):
+        async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+            verdicts = await super()._verify(samples)
+            return [infra_error("slow", "")] * len(samples) if len(samples) > 1 else verdicts
+
+    worker = Picky("w")
+    worker.gate.clear()
+    async with client_of(worker) as client:
+        asked = [asyncio.create_task(client.verify(sample(number))) for number in range(3)]
+        await until(lambda: worker.batches == [1])
+        worker.gate.set()
+        verdicts = await asyncio.gather(*asked)
+    assert worker.batches == [1, 2, 1, 1]
+    assert [verdict.kind for verdict in verdicts] == [VerdictKind.PASS] * 3
+
+
 async def test_a_worker_with_too_few_verdicts_gives_infra_errors_and_goes_on():
     worker = Worker("w")
     worker.short = True

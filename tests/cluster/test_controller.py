@@ -69,6 +69,7 @@ class FakeLearner:
     def __init__(self, failure: Exception | None = None, steps: int = 4) -> None:
         self.failure = failure
         self.steps = steps
+        self.settled = True
 
     async def save(self, folder: str) -> float:
         if self.failure is not None:
@@ -167,8 +168,13 @@ async def test_a_learner_that_cannot_save_hides_nothing_of_the_failure(wrong, tm
     assert said[-1] == f"step 4 is not saved: {type(wrong).__name__}: {wrong}"
 
 
-async def test_a_step_that_the_learner_took_and_nobody_counted_is_not_saved_as_the_one_before(tmp_path):
-    failure, said = await learn(FakeQueue(set(), {1: ChecksFailed(OUT)}), FakeLearner(steps=5), tmp_path)
+@pytest.mark.parametrize("unsettled", [False, True])
+async def test_a_step_that_the_learner_may_have_taken_and_nobody_counted_is_not_saved_as_the_one_before(
+    unsettled, tmp_path
+):
+    learner = FakeLearner() if unsettled else FakeLearner(steps=5)
+    learner.settled = not unsettled
+    failure, said = await learn(FakeQueue(set(), {1: ChecksFailed(OUT)}), learner, tmp_path)
     assert str(failure) == OUT
     assert CheckpointStore(tmp_path, 2).newest() is None
     assert said[-1] == "step 5 was not finished, so that nothing after step 3 is saved"

@@ -1,10 +1,15 @@
 """What a job file says of a reward that was given in Python, and whether it says the same when it is loaded again."""
 
+import copy
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +170,40 @@ class VeryLenient(Judge):
         return abs(first - second) < 0.5
 
 
+@dataclass
+class Threshold:
+    value: float
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Kind(Enum):
+    A = 1
+    B = 2
+
+
+HELD = [
+    re.compile("a"),
+    re.compile("b"),
+    Kind.A,
+    Kind.B,
+    Path("a"),
+    Path("b"),
+    range(3),
+    range(4),
+    Threshold(0.5),
+    Threshold(0.9),
+    Slotted(0.5),
+    Slotted(0.9),
+    threading.Lock(),
+]
+
+
 def not_yet_assigned():
     """A function whose closure names what comes to be only after it."""
 
@@ -208,6 +247,12 @@ def test_other_code_or_other_values_have_another_fingerprint():
 def test_the_same_made_again_has_the_same_fingerprint():
     assert fingerprint(within(0.5)) == fingerprint(within(0.5))
     assert fingerprint(Judge(0.5)) == fingerprint(Judge(0.5))
+
+
+def test_what_an_object_in_a_closure_holds_counts():
+    prints = [fingerprint(within(held)) for held in HELD]
+    assert len(set(prints)) == len(prints)
+    assert prints[:-1] == [fingerprint(within(copy.deepcopy(held))) for held in HELD[:-1]]
 
 
 def test_a_name_that_is_assigned_later_is_no_obstacle():

@@ -84,3 +84,27 @@ def test_formats_bind_only_where_asked():
     call = ToolCall("f", {"day": "tomorrow"})
     assert ToolSet.from_definitions(definitions, "here").check(call).reason == "invalid_argument"
     assert ToolSet.from_definitions(definitions, "here", check_formats=False).check(call).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "reason", "fitting"),
+    [
+        (
+            {"patternProperties": {"^p_": {}}, "additionalProperties": False},
+            ["p_1", "p_2", "bad"],
+            "extra_argument",
+            2 / 3,
+        ),
+        (
+            {"allOf": [{"properties": {"a": {"type": "integer"}, "b": {}, "c": {}}}]},
+            ["a", "b", "c"],
+            "wrong_type",
+            2 / 3,
+        ),
+        ({"properties": {"a": {}}, "required": ["a", "b"]}, ["a"], "missing_argument", 1 / 2),
+        ({"properties": {"a": {}}, "minProperties": 2}, ["a"], "invalid_argument", 0),
+    ],
+)
+def test_the_arguments_that_fit_are_a_share_of_all_that_are_given_or_required(parameters, arguments, reason, fitting):
+    check = ToolSet.from_definitions(tool(parameters), "here").check(ToolCall("f", dict.fromkeys(arguments, "x")))
+    assert (check.reason, check.fitting) == (reason, pytest.approx(fitting))

@@ -151,30 +151,37 @@ def test_a_submitted_job_trains_on_the_running_cluster(cluster, letters_job):
     assert folder.read_summary().steps == 3
 
 
-def test_a_submitted_job_that_does_not_fit_says_which_bundle_is_missing(cluster, letters_job):
-    done = cluster.submit(str(BIN / "headrace"), "run", str(letters_job), *TOO_LARGE)
+@pytest.fixture
+def command_job(letters_job) -> Path:
+    """For the command, whose engine is vLLM."""
+    letters_job.write_text(letters_job.read_text().replace("slots = 16", "max_num_seqs = 16"))
+    return letters_job
+
+
+def test_a_submitted_job_that_does_not_fit_says_which_bundle_is_missing(cluster, command_job):
+    done = cluster.submit(str(BIN / "headrace"), "run", str(command_job), *TOO_LARGE)
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert "headrace: the job does not fit the cluster: no place for rollout-0 (64 CPU)" in output
     assert "exit code 2" in output
 
 
-def test_the_command_asks_the_cluster_of_ray_address_what_it_has(cluster, letters_job):
+def test_the_command_asks_the_cluster_of_ray_address_what_it_has(cluster, command_job):
     start = time.monotonic()
-    done = cluster.run(str(BIN / "headrace"), "run", str(letters_job), *TOO_LARGE, RAY_ADDRESS=cluster.address)
+    done = cluster.run(str(BIN / "headrace"), "run", str(command_job), *TOO_LARGE, RAY_ADDRESS=cluster.address)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("headrace: the job does not fit the cluster: no place for rollout-0 (64 CPU)")
     assert re.search(r"node \S+: 4 CPU", done.stderr), "the cluster's CPUs, and not this machine's"
     assert time.monotonic() - start < 60
-    assert not (letters_job.parent / "run").exists(), "a refused job must not claim the run folder"
+    assert not (command_job.parent / "run").exists(), "a refused job must not claim the run folder"
 
 
-def test_an_address_where_no_cluster_answers_is_one_line_at_once(letters_job):
+def test_an_address_where_no_cluster_answers_is_one_line_at_once(command_job):
     (port,) = free_ports(1)
     nowhere = RunningCluster(f"{HOST}:{port}", "", {})
     start = time.monotonic()
-    done = nowhere.run(str(BIN / "headrace"), "run", str(letters_job), RAY_ADDRESS=nowhere.address)
+    done = nowhere.run(str(BIN / "headrace"), "run", str(command_job), RAY_ADDRESS=nowhere.address)
     assert done.returncode == 2
     assert done.stderr == f"headrace: RAY_ADDRESS: no Ray cluster at '{HOST}:{port}': connection refused\n"
     assert time.monotonic() - start < 60

@@ -32,6 +32,11 @@ FREE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # for the processes of a cluster of our own to end by themselves
 KILLED_SECONDS = 10.0  # for a killed process to be gone
+RAY_SETTINGS = {
+    # A worker that dies takes the processes that it started with it: an engine is two of them.
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of our own; finished groups are kilobytes each
 
 
@@ -54,13 +59,9 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
     address = os.environ.get("RAY_ADDRESS") or None
     if address:
         check_answers(address)
-    # A worker that dies takes the processes that it started with it: an engine is two of them.
-    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with nullcontext() if address else scratch_folder() as scratch:
+    with environment(RAY_SETTINGS), nullcontext() if address else scratch_folder() as scratch:
         try:
             start_ray(job, address, scratch)
-            keep_child_statuses()  # whoever runs a job from Python has children of their own
             nodes = ray_nodes(ray.nodes())
             custom = custom_resources(nodes)
             wanted = bundles(job, custom)
@@ -70,6 +71,19 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
             yield ClusterInfo(is_local=address is None, custom=custom)
         finally:
             leave(scratch)
+            keep_child_statuses()  # Ray has let this process ignore them, and whoever runs a job from Python has others
+
+
+@contextmanager
+def environment(defaults: dict[str, str]) -> Iterator[None]:
+    """These variables, where they are not set otherwise, for what is started meanwhile and no longer."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def check_free(wanted: list[Bundle]) -> None:

@@ -1,5 +1,7 @@
 """Joining or starting a cluster, with a Ray that refuses: what the user is told, and what stays behind."""
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,3 +161,24 @@ def test_what_an_ended_job_has_held_comes_back(letters_job, fake, monkeypatch):
     monkeypatch.setattr(module, "available_resources_per_node", lambda: next(answers))
     with ray_cluster(load_job(letters_job)) as cluster:
         assert not cluster.is_local
+
+
+def test_what_ray_is_told_by_the_environment_is_told_to_nobody_after_it(letters_job, fake, monkeypatch):
+    before = dict(os.environ)
+    with ray_cluster(load_job(letters_job)):
+        assert os.environ.items() >= module.RAY_SETTINGS.items()
+    assert dict(os.environ) == before
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with ray_cluster(load_job(letters_job)):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_a_process_that_ran_a_job_knows_again_how_its_children_end(letters_job, fake):
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with ray_cluster(load_job(letters_job)):
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as Ray does
+        assert subprocess.run([sys.executable, "-c", "raise SystemExit(7)"]).returncode == 7
+    finally:
+        signal.signal(signal.SIGCHLD, before)

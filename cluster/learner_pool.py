@@ -46,9 +46,8 @@ class LearnerPool:
         self._reports: list[RankReport] = []
         self._state = MemberState.STARTING
         self.steps = 0
-        self.settled = (
-            True  # no step was begun whose end is not known: else the ranks may be one on, or not of one mind
-        )
+        # No step was begun whose end is not known: else the ranks may be one on, or not of one mind.
+        self.settled = True
         self.busy_seconds = 0.0
 
     @property

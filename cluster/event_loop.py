@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -31,8 +32,9 @@ def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
 class Interrupts:
     """SIGINT and SIGTERM as calls in the run's event loop, while the `with` block goes on.
 
-    A first signal that comes before the loop is kept for it, so that what is being started can be ended in order; a second
-    one ends the start with KeyboardInterrupt. What is done after the loop, ending what was started, is not interrupted.
+    A signal that comes before the loop is kept for it, so that what is being started can be ended in order. A second one
+    breaks off a start (`breaking_off`) with KeyboardInterrupt, and nothing else: ending what was started is never
+    interrupted, whether the start was broken off, failed, or led to a run.
 
     Python runs signal handlers in the main thread, whatever it waits for, and only there can they be set: a run that is
     started from another thread gets none.
@@ -41,6 +43,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
         self._early = 0  # signals that came before anybody could take them
+        self._starting = False
         self._take: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
@@ -48,10 +51,29 @@ class Interrupts:
             self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
         return self
 
-    def take_back(self) -> None:
-        """The signals are ours again, whoever took them meanwhile: Ray does as it starts a cluster."""
-        for number in self._before:
-            signal.signal(number, self._arrived)
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Around a start that a second signal may break off, since it can take long and leaves nothing that its owner does
+        not end. Afterwards the signals are ours again, whoever took them meanwhile.
+
+        Raises:
+            KeyboardInterrupt: a second signal came, here or before.
+        """
+        try:
+            self._starting = True
+            self._break_off()
+            yield
+        except SystemExit as error:  # Ray's answer to SIGTERM: it takes that signal as it starts a cluster
+            raise KeyboardInterrupt from error
+        finally:
+            self._starting = False
+            for number in self._before:
+                signal.signal(number, self._arrived)
+
+    def _break_off(self) -> None:
+        if self._starting and self._early >= 2:
+            self._starting = False
+            raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,5 +98,4 @@ class Interrupts:
             self._take()
             return
         self._early += 1
-        if self._early == 2:
-            raise KeyboardInterrupt
+        self._break_off()

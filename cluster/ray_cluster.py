@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import msgspec
 import psutil
@@ -46,8 +46,12 @@ class ClusterInfo(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
+def ray_cluster(job: JobConfig, starting: AbstractContextManager[None] | None = None) -> Iterator[ClusterInfo]:
     """Connect, or start a cluster; leave it, or end it, at the end.
+
+    Args:
+        starting: entered for as long as connecting or starting takes. What may interrupt the caller does so in it and not
+            later: a cluster that is left half would stay.
 
     Raises:
         UserError: the cluster cannot be reached, or the job does not fit it, or this process is in a Ray cluster already.
@@ -61,13 +65,14 @@ def ray_cluster(job: JobConfig) -> Iterator[ClusterInfo]:
         check_answers(address)
     with environment(RAY_SETTINGS), nullcontext() if address else scratch_folder() as scratch:
         try:
-            start_ray(job, address, scratch)
-            nodes = ray_nodes(ray.nodes())
-            custom = custom_resources(nodes)
-            wanted = bundles(job, custom)
-            check_fits(wanted, nodes)
-            if address:
-                check_free(wanted)
+            with starting or nullcontext():
+                start_ray(job, address, scratch)
+                nodes = ray_nodes(ray.nodes())
+                custom = custom_resources(nodes)
+                wanted = bundles(job, custom)
+                check_fits(wanted, nodes)
+                if address:
+                    check_free(wanted)
             yield ClusterInfo(is_local=address is None, custom=custom)
         finally:
             leave(scratch)

@@ -90,8 +90,11 @@ def run_job(
         check_port(job.metrics.host, job.metrics.port)
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
-        with Interrupts() as interrupts, ticking(display) as stop_ticking, ray_cluster(job) as cluster:
-            interrupts.take_back()
+        with (
+            Interrupts() as interrupts,
+            ticking(display) as stop_ticking,
+            ray_cluster(job, interrupts.breaking_off()) as cluster,
+        ):
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -67,21 +68,77 @@ def test_a_signal_that_comes_too_early_is_kept():
         assert run_to_end(take(interrupts))
 
 
-def test_a_second_early_signal_ends_the_start_and_a_third_does_not_disturb_its_end():
-    with Interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+def arrive(*numbers: int) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
 
 
-def test_signals_that_were_taken_over_meanwhile_are_taken_back():
-    before = signal.getsignal(signal.SIGTERM)
+class Start:
+    """As that of a cluster, whose end takes a while: signals come meanwhile."""
+
+    def __init__(self) -> None:
+        self.began = self.ended = False
+
+    def __call__(self, interrupts: Interrupts, work: Callable[[], None]) -> None:
+        try:
+            with interrupts.breaking_off():
+                self.began = True
+                work()
+        finally:
+            arrive(*SIGNALS, *SIGNALS)
+            self.ended = True
+
+
+def test_a_second_early_signal_breaks_the_start_off_and_a_third_does_not_disturb_its_end():
+    start = Start()
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        start(interrupts, lambda: arrive(signal.SIGINT, signal.SIGTERM))
+    assert start.ended
+
+
+def test_two_signals_before_the_start_are_enough():
+    start = Start()
     with Interrupts() as interrupts:
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
-        interrupts.take_back()
-        assert run_to_end(interrupted(interrupts, signal.SIGTERM))
+        arrive(signal.SIGINT, signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            start(interrupts, arrive)
+    assert start.ended and not start.began
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_failed_start_ends_with_its_error_whatever_signals_come_meanwhile(early):
+    def fail() -> None:
+        arrive(*SIGNALS[:early])
+        raise ValueError("no room")
+
+    start = Start()
+    with Interrupts() as interrupts, pytest.raises(ValueError, match="no room"):
+        start(interrupts, fail)
+    assert start.ended
+
+
+def leave_at_once(number: int, frame: object) -> None:
+    raise SystemExit(number)  # as Ray's handler does
+
+
+def take_over(*then: int) -> None:
+    signal.signal(signal.SIGTERM, leave_at_once)
+    arrive(*then)
+
+
+def test_a_signal_that_is_taken_over_in_the_start_breaks_it_off_and_does_not_disturb_its_end():
+    start, before = Start(), signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        start(interrupts, lambda: take_over(signal.SIGTERM))
+    assert start.ended
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_that_the_start_has_taken_over_reach_the_run():
+    with Interrupts() as interrupts:
+        with interrupts.breaking_off():
+            take_over()
+        assert run_to_end(interrupted(interrupts, signal.SIGTERM))
 
 
 def test_a_signal_after_the_run_is_none_of_its_business_and_the_handlers_are_put_back():

@@ -6,17 +6,22 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
+from rich.console import Console
 
 from headrace.actors.shared_memory import SHARED_MEMORY
 from headrace.cluster import ray_cluster as module
+from headrace.cluster.display import PlainDisplay
+from headrace.cluster.event_loop import SIGNALS
 from headrace.cluster.job_file import load_job
 from headrace.cluster.ray_cluster import RayNotStarted, ray_cluster
+from headrace.cluster.trainer import run_job
 from headrace.verifiers.errors import UserError
 
 NODE = {"NodeManagerAddress": "127.0.0.1", "NodeID": "n", "Alive": True, "Resources": {"CPU": 8.0}}
@@ -29,16 +34,20 @@ class FakeRay:
         self.failure: Exception | None = None
         self.scratch: Path | None = None
         self.shutdowns = 0
+        self.while_starting: Callable[[], None] = int
+        self.while_ending: Callable[[], None] = int
 
     def init(self, _temp_dir: str | None = None, **options: object) -> None:
         if _temp_dir is not None:
             self.scratch = Path(_temp_dir)
             (self.scratch / "session").mkdir()
+        self.while_starting()
         if self.failure is not None:
             raise self.failure
 
     def shutdown(self) -> None:
         assert self.scratch is None or self.scratch.exists(), "its processes still write there"
+        self.while_ending()
         self.shutdowns += 1
 
 
@@ -97,6 +106,49 @@ def test_a_cluster_that_does_not_start_leaves_no_folder_and_no_process(letters_j
         pass
     assert fake.scratch.parent.exists() and not fake.scratch.exists()
     assert fake.shutdowns == 1
+
+
+def arrive(*numbers: int) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+def start_run(job: Path) -> None:
+    display = PlainDisplay(Console(quiet=True), lambda: 0.0)
+    run_job(load_job(job), display=display, engine_class="headrace.actors.small_engine:SmallEngine")
+
+
+def as_ray_takes_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+
+@pytest.mark.parametrize("early", [(), (signal.SIGINT,), (signal.SIGTERM,)])
+def test_signals_that_come_while_a_failed_start_is_left_change_nothing(letters_job, fake, early):
+    fake.failure = RuntimeError("no room for the object store")
+    fake.while_starting = lambda: arrive(*early)
+    fake.while_ending = lambda: arrive(*SIGNALS, *SIGNALS)
+    with pytest.raises(UserError, match="no room"):
+        start_run(letters_job)
+    assert fake.shutdowns == 1
+    assert not fake.scratch.exists()
+    assert not (letters_job.parent / "run").exists()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_start_that_is_broken_off_is_left_whatever_signals_come_meanwhile(letters_job, fake, taken):
+    def stop() -> None:
+        if taken:
+            as_ray_takes_sigterm()
+        arrive(signal.SIGINT)
+        arrive(signal.SIGTERM)
+        raise AssertionError("the start goes on")
+
+    fake.while_starting = stop
+    fake.while_ending = lambda: arrive(*SIGNALS, *SIGNALS)
+    with pytest.raises(KeyboardInterrupt):
+        start_run(letters_job)
+    assert fake.shutdowns == 1
+    assert not fake.scratch.exists()
 
 
 def test_a_cluster_that_is_not_up_in_time_is_one_line(letters_job, fake):

@@ -178,7 +178,7 @@ class ClusterWanted(Exception):
 def resume(letters_job, started, monkeypatch):
     """Take up the run in the folder, as far as the cluster."""
 
-    def no_cluster(job) -> None:
+    def no_cluster(job, starting) -> None:
         raise ClusterWanted
 
     monkeypatch.setattr(trainer, "ray_cluster", no_cluster)

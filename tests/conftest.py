@@ -33,6 +33,7 @@ def tiny_model(tmp_path_factory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=32,  # the smallest that vLLM's CPU attention has, so that the real engine serves it too
         max_position_embeddings=256,
         tie_word_embeddings=True,
         eos_token_id=0,

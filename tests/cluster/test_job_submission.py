@@ -18,6 +18,8 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import StepRecord
@@ -25,21 +27,24 @@ from headrace.cluster.run_records import StepRecord
 HOST = "127.0.0.1"
 SECONDS = 240.0
 BIN = Path(sys.executable).parent
+STARTED = "Ray runtime started."  # what `ray start` says last
+STEPS = 2
+ACTORS = ("Generator", "LearnerWorker", "QueueActor", "VerificationWorker")
 TOO_LARGE = ["--rollout.cpus", "64"]
-PROGRAM = """
-import sys
-from pathlib import Path
-from headrace.cluster.job_file import load_job
-from headrace.cluster.trainer import run_job
-if __name__ == "__main__":
-    run_job(load_job(Path(sys.argv[1])), engine_class="headrace.actors.small_engine:SmallEngine")
-"""
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """A line of `ray list actors`."""
+
+    class_name: str
+    state: str
 
 
 class RunningCluster(msgspec.Struct, frozen=True):
     address: str  # what RAY_ADDRESS names
     dashboard: str  # where jobs are submitted
     token: dict[str, str]  # environment with which it lets a process in
+    mark: str  # a variable, as NAME=value, that only its processes have
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command of a user of the cluster, to its end."""
@@ -56,6 +61,20 @@ class RunningCluster(msgspec.Struct, frozen=True):
     def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit`, which follows the job to its end."""
         return self.run(str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--", *entrypoint)
+
+    def actors(self) -> set[Actor]:
+        """All that it has had, but for those with which Ray itself follows submitted jobs."""
+        listed = self.run(str(BIN / "ray"), "list", "actors", "--address", self.dashboard, "--format", "json")
+        assert listed.returncode == 0, listed.stderr
+        return {
+            actor
+            for actor in msgspec.json.decode(listed.stdout, type=list[Actor])
+            if actor.class_name != "JobSupervisor"
+        }
+
+    def processes(self) -> set[psutil.Process]:
+        """The nodes' own, and whatever was started from there."""
+        return {process for process in psutil.process_iter() if carries(process, self.mark)}
 
 
 def free_ports(count: int) -> list[int]:
@@ -78,6 +97,7 @@ def cluster() -> Iterator[RunningCluster]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex + uuid.uuid4().hex}
     environment = {**os.environ, **dict([mark.split("=")]), **token}
     environment.pop("RAY_ADDRESS", None)
+    environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address", HOST, "--port", str(port), "--temp-dir", scratch),
@@ -90,25 +110,20 @@ def cluster() -> Iterator[RunningCluster]:
     with log.open("wb") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
-        running = RunningCluster(f"{HOST}:{port}", f"http://{HOST}:{dashboard}", token)
-        wait_for_the_dashboard(running, head, log)
-        yield running
+        wait_until_started(head, log)
+        yield RunningCluster(f"{HOST}:{port}", f"http://{HOST}:{dashboard}", token, mark)
     finally:
         end_cluster(head, mark)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def wait_for_the_dashboard(cluster: RunningCluster, head: subprocess.Popen, log: Path) -> None:
-    host, port = cluster.dashboard.removeprefix("http://").split(":")
+def wait_until_started(head: subprocess.Popen, log: Path) -> None:
+    """Until all processes of the node are there; the dashboard is among the first of them."""
     end = time.monotonic() + SECONDS
-    while True:
+    while STARTED not in log.read_text():
         assert head.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < end, log.read_text()[-3000:]
-        try:
-            with socket.create_connection((host, int(port)), timeout=1):
-                return
-        except OSError:
-            pause(head, 0.2)
+        pause(head, 0.2)
 
 
 def pause(process: subprocess.Popen, seconds: float) -> None:
@@ -140,22 +155,40 @@ def carries(process: psutil.Process, mark: str) -> bool:
         return False
 
 
-def test_a_submitted_job_trains_on_the_running_cluster(cluster, letters_job):
-    program = letters_job.parent / "program.py"
-    program.write_text(PROGRAM)
-    done = cluster.submit(sys.executable, str(program), str(letters_job))
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    folder = RunFolder(letters_job.parent / "run")
-    steps = [record.step for record in folder.read_metrics() if isinstance(record, StepRecord)]
-    assert steps == [1, 2, 3]
-    assert folder.read_summary().steps == 3
-
-
 @pytest.fixture
 def command_job(letters_job) -> Path:
     """For the command, whose engine is vLLM."""
-    letters_job.write_text(letters_job.read_text().replace("slots = 16", "max_num_seqs = 16"))
+    engine = "engine = { max_num_seqs = 16 }\nkv_cache_bytes = 67108864"
+    text = letters_job.read_text().replace("steps = 3", f"steps = {STEPS}").replace("engine = { slots = 16 }", engine)
+    letters_job.write_text(text)
     return letters_job
+
+
+def test_a_submitted_job_trains_on_the_running_cluster_and_leaves_nothing_on_it(cluster, command_job, tiny_model):
+    before = cluster.processes()
+    shared_memory = set(os.listdir("/dev/shm"))
+    done = cluster.submit("headrace", "run", str(command_job))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    assert f"step {STEPS}/{STEPS}: reward" in output, "the submission shows how it goes"
+    folder = RunFolder(command_job.parent / "run")
+    steps = [record for record in folder.read_metrics() if isinstance(record, StepRecord)]
+    assert [record.step for record in steps] == list(range(1, STEPS + 1))
+    summary = folder.read_summary()
+    assert (summary.steps, summary.groups.trained, summary.model) == (STEPS, STEPS * 4, str(folder.model))
+    assert summary.before and summary.after and summary.gain
+    assert differ(folder.model, tiny_model), "the exported model is the one that it began with"
+    assert folder.report.exists() and folder.read_samples()
+    assert cluster.actors() == {Actor(name, "DEAD") for name in ACTORS}
+    assert psutil.wait_procs(cluster.processes() - before, timeout=30)[1] == []
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+def differ(one: Path, other: Path) -> bool:
+    """Whether two models of one shape have different weights."""
+    one_state, other_state = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (one, other))
+    assert one_state.keys() == other_state.keys()
+    return any(not torch.equal(one_state[name], other_state[name]) for name in one_state)
 
 
 def test_a_submitted_job_that_does_not_fit_says_which_bundle_is_missing(cluster, command_job):
@@ -179,7 +212,7 @@ def test_the_command_asks_the_cluster_of_ray_address_what_it_has(cluster, comman
 
 def test_an_address_where_no_cluster_answers_is_one_line_at_once(command_job):
     (port,) = free_ports(1)
-    nowhere = RunningCluster(f"{HOST}:{port}", "", {})
+    nowhere = RunningCluster(f"{HOST}:{port}", "", {}, "")
     start = time.monotonic()
     done = nowhere.run(str(BIN / "headrace"), "run", str(command_job), RAY_ADDRESS=nowhere.address)
     assert done.returncode == 2

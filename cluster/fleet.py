@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
 import ray
 import structlog
+from ray._private.state import available_resources_per_node  # DeveloperAPI, and nowhere else by node
 from ray.exceptions import RayError
 
 from headrace.actors.engine import EngineSettings
@@ -18,7 +19,18 @@ from headrace.cluster.config import JobConfig
 from headrace.cluster.deadlines import within
 from headrace.cluster.learner_pool import LearnerPool, launch_ranks
 from headrace.cluster.members import CALL_SECONDS, GeneratorKind, Requirements, VerificationKind
-from headrace.cluster.placement import bundles, check_fits, custom_resources, member_resources, ray_nodes
+from headrace.cluster.placement import (
+    Bundle,
+    Node,
+    bundles,
+    check_fits,
+    check_growth,
+    custom_resources,
+    free_nodes,
+    member_resources,
+    ray_nodes,
+    with_released,
+)
 from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport, WeightPublisher
@@ -27,10 +39,13 @@ from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.losses import LossOptions
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.worker import WorkerSettings
+from headrace.verifiers.errors import UserError
 
 log = structlog.get_logger()
 
 START_SECONDS = 1800.0
+FREE_SECONDS = 5.0  # until what an ended process held is free
+POLL_SECONDS = 0.5
 LOOK_SECONDS = 2.0  # for an answer that only a percentage in the metrics waits for
 VLLM_ENGINE = "headrace.actors.vllm_engine:VllmEngine"
 
@@ -52,23 +67,20 @@ class Fleet:
         self._probe_sequences = prepared.probe_sequences
         self._paused: list[Member] = []
         self.queue: Any = None  # actor handle, once there is something to lease
+        learner = learner_worker_settings(prepared, log_dir)
+        self.learner = LearnerPool(
+            launch_ranks(learner, Requirements(member_resources(job, Pool.LEARNER, custom))),
+            flat_groups_cost=learner.learner.flat_groups_cost,
+        )
         self.publisher = WeightPublisher(
+            self.learner.sender,
+            self._attested,
+            self._given_up,
             workers_per_member=job.rollout.tensor_parallel_size,
             timeout_seconds=job.weight_sync.timeout_seconds,
             probe_sequences=prepared.probe_sequences,
             probe_tolerance=job.weight_sync.probe_tolerance,
             clear_cache=job.weight_sync.clear_cache,
-        )
-        self._generators = GeneratorKind(
-            generator_settings(prepared, log_dir, engine_class),
-            Requirements(member_resources(job, Pool.ROLLOUT, custom)),
-            job.rollout.inflight_groups,
-            job.algorithm.group_size,
-        )
-        self.publisher.attested, self.publisher.given_up = self._attested, self._given_up
-        self._generators.publisher = self.publisher
-        self.rollout = ElasticPool(
-            self._generators, self._rollout_changed, tell, job.placement.restarts, check_room=self._check_rollout_room
         )
         self.verification = ElasticPool(
             VerificationKind(
@@ -82,21 +94,56 @@ class Fleet:
             self._verification_changed,
             tell,
             job.placement.restarts,
-            check_room=self._check_verification_room,
+            check_room=lambda workers: self.check_room(self.rollout.target, workers),
         )
-        self._generators.workers = self.verification
-        learner = learner_worker_settings(prepared, log_dir)
-        self.learner = LearnerPool(
-            launch_ranks(learner, Requirements(member_resources(job, Pool.LEARNER, custom))),
-            flat_groups_cost=learner.learner.flat_groups_cost,
+        self._generators = GeneratorKind(
+            generator_settings(prepared, log_dir, engine_class),
+            Requirements(member_resources(job, Pool.ROLLOUT, custom)),
+            job.rollout.inflight_groups,
+            job.algorithm.group_size,
+            self.publisher,
+            self.verification,
         )
-        self.publisher.sender = self.learner.sender
+        self.rollout = ElasticPool(
+            self._generators,
+            self._rollout_changed,
+            tell,
+            job.placement.restarts,
+            check_room=lambda generators: self.check_room(generators, self.verification.target),
+        )
 
-    def _check_rollout_room(self, generators: int) -> None:
-        check_room(self._job, generators, self.verification.target)
+    async def check_room(self, generators: int, workers: int) -> None:
+        """Whether the pools can have so many members: in the cluster, and in what is free of it now, beside other jobs.
 
-    def _check_verification_room(self, workers: int) -> None:
-        check_room(self._job, self.rollout.target, workers)
+        What those that go still hold counts as free, so that one pool makes room for the other. A member may still find
+        none, when another job is quicker or one of ours dies at this moment: it says then that it waits (`Member.pending`).
+
+        Raises:
+            UserError: there is no room; names what fits nowhere.
+        """
+        check_room(self._job, generators, workers)
+        deadline = asyncio.get_running_loop().time() + FREE_SECONDS
+        while True:
+            changes = ((self.rollout, generators), (self.verification, workers))
+            try:
+                return check_growth(*self._growth(changes))
+            except UserError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(POLL_SECONDS)  # what a process held is free a moment after its end
+
+    def _growth(self, changes: Iterable[tuple[ElasticPool, int]]) -> tuple[list[Bundle], list[Node]]:
+        """What is to be placed when the pools have these targets, and where there is room for it."""
+        wanted = [
+            Bundle(name, pool.pool, pool.kind.resources) for pool, target in changes for name in pool.missing(target)
+        ]
+        released = [
+            (member.report.node, pool.kind.resources)
+            for pool, target in changes
+            for member in pool.leaving(target)
+            if member.report is not None
+        ]
+        return wanted, with_released(free_nodes(ray.nodes(), available_resources_per_node()), released)
 
     async def start(self) -> None:
         """All pools side by side; returns when the learner is up. The generators follow once they have its weights."""

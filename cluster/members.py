@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
 from headrace.actors.shared_memory import release
 from headrace.actors.verification import VerificationWorker, WorkerStatus
-from headrace.cluster.deadlines import within
+from headrace.cluster.deadlines import note_outcome, within
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
 from headrace.cluster.run_records import MemberState, Pool
@@ -72,14 +72,17 @@ class GeneratorKind:
         requirements: Requirements,
         inflight_groups: int | None,
         group_size: int,
+        publisher: WeightPublisher,
+        workers: ElasticPool,
     ) -> None:
-        """`settings.name` and the engine's seed are made each member's own."""
+        """`settings.name` and the engine's seed are made each member's own. `workers`: the verification pool."""
+        self.resources = requirements.resources
         self._settings = settings
         self._requirements = requirements
         self._inflight_groups = inflight_groups
         self._group_size = group_size
-        self.publisher: WeightPublisher | None = None  # there is none before the learner is up
-        self.workers: ElasticPool | None = None
+        self._publisher = publisher
+        self._workers = workers
         self.inflight: dict[str, int] = {}  # leases that a member may hold, by name
         self._tokens: dict[str, RateWindow] = {}
 
@@ -92,17 +95,15 @@ class GeneratorKind:
         return actor.options(**options, max_restarts=0, max_concurrency=1000).remote(settings)
 
     async def admit(self, member: Member, set_state: SetState) -> None:
-        if self.publisher is None or self.workers is None:
-            raise RuntimeError("a generator was started before the learner and the verification pool were known")
         # Said first: whoever tells the generators of a change among the workers tells those that are at least syncing.
         await set_state(member, MemberState.SYNCING)
         slots = await within(CALL_SECONDS, member.handle.slots.remote())
         self.inflight[member.name] = self._inflight_groups or max(1, -(-slots // self._group_size)) + 1
-        workers = {m.name: m.handle for m in self.workers.serving}
+        workers = {m.name: m.handle for m in self._workers.serving}
         await within(CALL_SECONDS, member.handle.set_workers.remote(workers))
         # A member that is told to go meanwhile just dies for the transfer, which the publisher can bear; a transfer that
         # is cut off would leave the learner sending.
-        transfer = asyncio.create_task(self.publisher.admit(member), name=f"admission of {member.name}")
+        transfer = asyncio.create_task(self._publisher.admit(member), name=f"admission of {member.name}")
         transfer.add_done_callback(note_outcome)
         await asyncio.shield(transfer)
         await set_state(member, MemberState.ATTESTED)
@@ -116,7 +117,9 @@ class GeneratorKind:
 
     async def drained(self, member: Member) -> bool:
         await self.check(member)
-        return member.inflight == 0
+        # The last group may hold tokens of weights that were just swapped in, and counts once the member is attested with
+        # them. Asked in this order: a group that has ended by now has no tokens of a swap that begins later.
+        return member.inflight == 0 and not self._publisher.is_activating(member.name)
 
     async def clean(self, member: Member) -> None:
         """An engine's processes are ended before they give back all of their shared memory."""
@@ -134,12 +137,6 @@ class GeneratorKind:
             log.info("shared_memory_released", member=member.name, segments=len(removed))
 
 
-def note_outcome(transfer: asyncio.Task[None]) -> None:
-    """Whoever waited for the transfer got its error; here it is seen also when nobody does any more."""
-    if not transfer.cancelled() and (error := transfer.exception()) is not None:
-        log.info("admission_failed", transfer=transfer.get_name(), error=repr(error))
-
-
 class VerificationKind:
     pool = Pool.VERIFICATION
     start_seconds = WORKER_START_SECONDS
@@ -154,6 +151,7 @@ class VerificationKind:
         timeout_seconds: float,
     ) -> None:
         """`timeout_seconds`: what one call may take; `VerificationClient` gives it as many samples as fit."""
+        self.resources = requirements.resources
         self._run = run
         self._host = host
         self._verifier = verifier

@@ -1,4 +1,4 @@
-"""What the job needs against what the cluster has, before anything starts.
+"""What the job needs against what the cluster has: all of it before anything starts, and new members before they do.
 
 Pools are placed by Ray's resources. A cluster whose nodes carry `headrace_rollout`, `headrace_verification` or
 `headrace_learner` (deploy/rayjob.yaml gives each worker group its own) places each pool on its nodes; one without them
@@ -7,6 +7,7 @@ takes any node with room.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -26,8 +27,15 @@ class Bundle(msgspec.Struct, frozen=True):
     resources: dict[str, float]
 
     def __str__(self) -> str:
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
-        return f"{self.member} ({wanted or 'nothing'})"
+        return f"{self.member} ({describe(self.resources)})"
+
+
+def describe(resources: dict[str, float]) -> str:
+    """
+    >>> describe({"CPU": 2.0, "GPU": 0.5})
+    '2 CPU, 0.5 GPU'
+    """
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -75,47 +83,82 @@ def free_nodes(described: list[dict[str, Any]], available: dict[str, dict[str, f
     return [Node(node["NodeManagerAddress"], available.get(node["NodeID"], {})) for node in described if node["Alive"]]
 
 
+def with_released(nodes: list[Node], released: Iterable[tuple[str, dict[str, float]]]) -> list[Node]:
+    """The nodes with what is given back to them: (node name, resources) each."""
+    grown = [Node(node.name, dict(node.resources)) for node in nodes]
+    for name, resources in released:
+        free = next(
+            (node.resources for node in grown if node.name == name), {}
+        )  # a node that is gone gives nothing back
+        for resource, amount in resources.items():
+            free[resource] = free.get(resource, 0) + amount
+    return grown
+
+
 def custom_resources(nodes: list[Node]) -> frozenset[str]:
     return frozenset(name for node in nodes for name in node.resources if name.startswith("headrace_"))
 
 
 def check_fits(wanted: list[Bundle], nodes: list[Node]) -> None:
-    """Place the bundles, those bound to their pool's nodes first and then the largest first, each on the node with the least
-    room that it fits on.
+    """Whether the whole job has room.
 
     Raises:
         UserError: a bundle fits nowhere; names it, and what each node has left.
     """
-    left = {node.name: dict(node.resources) for node in nodes}
+    if (found := place(wanted, nodes)) is None:
+        return
+    totals: dict[str, float] = {}
+    for each in wanted:
+        for resource, amount in each.resources.items():
+            totals[resource] = totals.get(resource, 0) + amount
+    raise UserError(
+        f"the job does not fit the cluster: no place for {found.bundle}. Left once the rest is placed: {found.left}. The "
+        f"whole job needs {describe(totals)}. Start more nodes, or lower [{found.bundle.pool}] cpus, gpus or its number "
+        "of members"
+    )
+
+
+def check_growth(wanted: list[Bundle], nodes: list[Node]) -> None:
+    """Whether new members have room in what is free now.
+
+    Raises:
+        UserError: the same.
+    """
+    if (found := place(wanted, nodes)) is not None:
+        raise UserError(
+            f"no place now for {found.bundle}, of {len(wanted)} new member(s). Free once the others are placed: "
+            f"{found.left}. The cluster is large enough, but this run and other jobs hold the rest of it. Wait for those, "
+            "start more nodes, or ask for fewer members; nothing was changed"
+        )
+
+
+class Unplaced(msgspec.Struct, frozen=True):
+    bundle: Bundle
+    left: str  # what each node has of what the bundle asks for
+
+
+def place(wanted: list[Bundle], nodes: list[Node]) -> Unplaced | None:
+    """Place the bundles, those bound to their pool's nodes first and then the largest first, each on the node with the least
+    room that it fits on; the first that fits nowhere."""
+    left = [(node.name, dict(node.resources)) for node in nodes]
     for bundle in sorted(wanted, key=_hardest_first):
         fitting = [
-            name
-            for name, free in left.items()
+            free
+            for _, free in left
             if all(free.get(resource, 0) >= amount - 1e-9 for resource, amount in bundle.resources.items())
         ]
         if not fitting:
-            raise UserError(_does_not_fit(bundle, wanted, left))
-        chosen = left[min(fitting, key=lambda name: (left[name].get("GPU", 0), left[name].get("CPU", 0)))]
+            shown = [
+                f"node {name}: {describe({resource: free.get(resource, 0) for resource in bundle.resources})}"
+                for name, free in left
+            ]
+            return Unplaced(bundle, "; ".join(shown))
+        chosen = min(fitting, key=lambda free: (free.get("GPU", 0), free.get("CPU", 0)))
         for resource, amount in bundle.resources.items():
             chosen[resource] -= amount
+    return None
 
 
 def _hardest_first(bundle: Bundle) -> tuple[bool, float, float]:
     bound = f"headrace_{bundle.pool}" in bundle.resources
     return not bound, -bundle.resources.get("GPU", 0), -bundle.resources.get("CPU", 0)
-
-
-def _does_not_fit(bundle: Bundle, wanted: list[Bundle], left: dict[str, dict[str, float]]) -> str:
-    totals: dict[str, float] = {}
-    for each in wanted:
-        for resource, amount in each.resources.items():
-            totals[resource] = totals.get(resource, 0) + amount
-    shown = "; ".join(
-        f"node {name}: " + ", ".join(f"{free.get(resource, 0):g} {resource}" for resource in bundle.resources)
-        for name, free in left.items()
-    )
-    needs = ", ".join(f"{amount:g} {resource}" for resource, amount in totals.items())
-    return (
-        f"the job does not fit the cluster: no place for {bundle}. Left once the rest is placed: {shown}. The whole job "
-        f"needs {needs}. Start more nodes, or lower [{bundle.pool}] cpus, gpus or its number of members"
-    )

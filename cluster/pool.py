@@ -21,6 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from headrace.actors.verification import MemberReport
 from headrace.cluster.deadlines import within
+from headrace.cluster.placement import describe
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.verifiers.errors import UserError
 
@@ -33,6 +34,7 @@ KEPT_GONE = 16  # members that are gone and still listed
 class PoolTiming(msgspec.Struct, frozen=True):
     """Seconds that the pool grants its members."""
 
+    placement: float = 20.0  # for a new member's process to be there, before something is said
     health: float = 2.0  # between looks at a serving member
     health_deadline: float = 30.0  # for an answer to such a look
     drain_poll: float = 0.2  # between looks at a draining member
@@ -50,6 +52,7 @@ class Member:
         self.since = time.time()
         self.handle: Any = None
         self.report: MemberReport | None = None
+        self.pending = False  # its process is not there, well after it was asked for
         self.version: int | None = None
         self.inflight = 0
         self.done = 0
@@ -91,6 +94,7 @@ class MemberKind(Protocol):
     """What a pool needs to know of its members."""
 
     pool: Pool
+    resources: dict[str, float]  # of one member, by Ray's names
     start_seconds: float  # deadline from launch to the first report
 
     def launch(self, name: str) -> Any:
@@ -134,10 +138,10 @@ class ElasticPool:
         restart_budget: int = 5,
         timing: PoolTiming = PoolTiming(),
         end: Callable[[Any], None] = ray.kill,
-        check_room: Callable[[int], None] = lambda target: None,
+        check_room: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """`end` takes a member's handle and ends its process for certain. `check_room` is asked before the pool grows, and
-        raises UserError where the cluster has no room for so many."""
+        """`end` takes a member's handle and ends its process for certain. `check_room` is asked before the pool grows to so
+        many, and raises UserError where the cluster has no room for them."""
         self.kind = kind
         self.pool = kind.pool
         self.members: dict[str, Member] = {}
@@ -166,8 +170,20 @@ class ElasticPool:
         leaving = (MemberState.DRAINING, MemberState.GONE)
         return [m for m in self.members.values() if m.state not in leaving and not m.drain.is_set()]
 
+    def missing(self, target: int) -> list[str]:
+        """Names of the members that would need a place on a node if there were `target` from now on. Where one of those that
+        stay dies at this moment, its successor is not known yet."""
+        staying = self._staying[:target]
+        new = range(self._serial, self._serial + target - len(staying)) if target > self.target else ()
+        return [m.name for m in staying if m.pending] + [f"{self.pool}-{serial}" for serial in new]
+
+    def leaving(self, target: int) -> list[Member]:
+        """Members that would then give back what they hold: those that go already, and those that would."""
+        staying = self._staying[:target]
+        return [m for m in self.members.values() if m.state is not MemberState.GONE and m not in staying]
+
     async def scale(self, target: int) -> None:
-        """Start or drain members until there are `target`; returns at once.
+        """Start or drain members until there are `target`; does not wait for them.
 
         Raises:
             ValueError: `target` is less than 1.
@@ -175,8 +191,8 @@ class ElasticPool:
         """
         if target < 1:
             raise ValueError(f"the {self.pool} pool cannot have fewer than 1 member")
-        if target > self.target:
-            self._check_room(target)
+        if target > self.target and self._check_room is not None:
+            await self._check_room(target)
         self.target = target
         staying = self._staying
         for member in staying[target:]:
@@ -258,7 +274,10 @@ class ElasticPool:
                 note = str(mistake)
                 self._fail(mistake)
         except (RayError, TimeoutError, AttestationFailed) as error:
-            note, replace = f"{type(error).__name__}: {first_line(error) or f'no answer while {member.state}'}", True
+            note, replace = (
+                f"{type(error).__name__}: {first_line(error) or member.note or f'no answer while {member.state}'}",
+                True,
+            )
         finally:
             await self._end(member)
             await self.set_state(member, MemberState.GONE, note)
@@ -318,8 +337,24 @@ class ElasticPool:
             await asyncio.gather(coming, return_exceptions=True)  # it changes no state once the member is gone
 
     async def _start_and_admit(self, member: Member) -> None:
-        member.report = await within(self.kind.start_seconds, member.handle.start.remote())
+        member.report = await within(self.kind.start_seconds, self._place_and_start(member))
         await self.kind.admit(member, self.set_state)
+
+    async def _place_and_start(self, member: Member) -> MemberReport:
+        placed = asyncio.ensure_future(member.handle.__ray_ready__.remote())
+        try:
+            done, _ = await asyncio.wait({placed}, timeout=self._timing.placement)
+            if not done:
+                # Ray lets an actor that fits nowhere wait, and says so to nobody.
+                member.pending = True
+                member.note = f"no process yet; it may wait for a node with {describe(self.kind.resources)} free"
+                log.warning("member_pending", member=member.name, resources=self.kind.resources)
+                self._tell(f"{member.name}: {member.note}")
+            await placed
+        finally:
+            placed.cancel()
+        member.pending, member.note = False, ""
+        return await member.handle.start.remote()
 
     async def _serve(self, member: Member) -> str | None:
         """Until the member is to drain (None) or has failed (why)."""

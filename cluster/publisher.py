@@ -49,6 +49,10 @@ class WeightPublisher:
 
     def __init__(
         self,
+        sender: Any,
+        attested: Callable[[str, int], Awaitable[None]],
+        given_up: Callable[[str], Awaitable[None]],
+        *,
         workers_per_member: int,
         timeout_seconds: float,
         probe_sequences: list[list[int]],
@@ -56,19 +60,20 @@ class WeightPublisher:
         clear_cache: bool,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        self.sender: Any = None  # actor handle of the learner's rank 0, once that is up
+        """`sender`: actor handle of the learner's rank 0. How each activation ends is told, by member name, to `attested`,
+        with the version, or to `given_up`."""
+        self._sender = sender
+        self._attested, self._given_up = attested, given_up
         self._workers = workers_per_member
         self._timeout_seconds = timeout_seconds
         self._grace_seconds = grace_seconds
         self._probe_sequences = probe_sequences
         self._tolerance = probe_tolerance
         self._clear_cache = clear_cache
-        # How each activation ends is told, by member name: with the version that it is attested with, or given up.
-        self.attested: Callable[[str, int], Awaitable[None]] = nobody_waits
-        self.given_up: Callable[[str], Awaitable[None]] = nobody_waits
         self._transfer = asyncio.Lock()
         self._publishing = asyncio.Lock()  # the outer one, where both are held
         self._group: tuple[str, ...] = ()
+        self._activating: set[str] = set()
         self._first = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.syncs = 0
@@ -77,6 +82,10 @@ class WeightPublisher:
     def version(self) -> int | None:
         """Of the newest snapshot; None before the first."""
         return self.snapshot.manifest.version if self.snapshot else None
+
+    def is_activating(self, name: str) -> bool:
+        """Whether that member swaps or is probed now: how it ends is told before this turns False."""
+        return name in self._activating
 
     def _newest(self) -> Snapshot:
         if self.snapshot is None:
@@ -137,32 +146,52 @@ class WeightPublisher:
                 raise AttestationFailed(member.failed.result())
 
     async def _send(self, members: list[Member], manifest: WeightManifest) -> tuple[list[Member], float]:
-        """Send until all that are left have the bytes; those members, and the seconds of the last transfer."""
+        """Send until all that are left have the bytes; those members, and the seconds of the transfers that brought them.
+
+        Each transfer that breaks ends a member, but for the first without a death and the one that leads to `_send_to_each`:
+        their number is bounded by that of the members.
+        """
         left, failures = members, 0
         while left:
             start = time.monotonic()
-            broken = await self._regroup(left) or await self._transfer_once(left, manifest)
+            broken = await self._attempt(left, manifest)
             if not broken:
                 return left, time.monotonic() - start
-            self._group = ()
             # One member's failure breaks the transfer for the others too: the dead are given up at once, and the others
             # are sent to again. Without a death to blame, a second failure ends those that it can be put down to.
             worst = max(fault for fault, _ in broken.values())
             failures += worst is not Fault.DEAD
+            if worst is Fault.TRANSFER and failures > 1 and len(left) > 1:
+                return await self._send_to_each(left, manifest)
             gone = {
-                name for name, (fault, _) in broken.items() if fault is worst and (fault is Fault.DEAD or failures > 1)
+                name: said
+                for name, (fault, said) in broken.items()
+                if fault is worst and (fault is Fault.DEAD or failures > 1)
             }
-            for member in left:
-                if member.name in gone:
-                    member.fail(f"did not receive version {manifest.version}: {broken[member.name][1]}")
-            log.warning("transfer_failed", version=manifest.version, members=broken, given_up=sorted(gone))
-            left = [member for member in left if member.name not in gone]
+            left = give_up(left, gone, manifest.version)
         return [], 0.0
+
+    async def _send_to_each(self, members: list[Member], manifest: WeightManifest) -> tuple[list[Member], float]:
+        """The same where nobody can be blamed: each is sent to alone, and who fails alone is given up. The others have the
+        bytes by that."""
+        left, start = members, time.monotonic()
+        for member in members:
+            broken = await self._attempt([member], manifest)
+            left = give_up(left, {name: said for name, (_, said) in broken.items()}, manifest.version)
+        return left, time.monotonic() - start
+
+    async def _attempt(self, members: list[Member], manifest: WeightManifest) -> Broken:
+        """One transfer to a group of these members; what broke."""
+        broken = await self._regroup(members) or await self._transfer_once(members, manifest)
+        if broken:
+            self._group = ()
+            log.warning("transfer_failed", version=manifest.version, to=[each.name for each in members], broken=broken)
+        return broken
 
     async def _transfer_once(self, members: list[Member], manifest: WeightManifest) -> Broken:
         """Broadcast to the group; what broke, by member."""
         deadline = self._timeout_seconds + self._grace_seconds
-        sending = within(deadline, self.sender.send.remote())
+        sending = within(deadline, self._sender.send.remote())
         receives = [
             within(deadline, member.handle.receive.remote(manifest, self._timeout_seconds)) for member in members
         ]
@@ -184,7 +213,7 @@ class WeightPublisher:
             return {}
         # The learner's end of a transfer that broke may still hold its thread, for as long as a transfer may take.
         deadline = self._timeout_seconds + self._grace_seconds
-        address = await within(deadline, self.sender.open_group.remote(1 + len(members) * self._workers))
+        address = await within(deadline, self._sender.open_group.remote(1 + len(members) * self._workers))
         joins = [
             within(self._grace_seconds, member.handle.join.remote(address, 1 + index * self._workers))
             for index, member in enumerate(members)
@@ -196,6 +225,13 @@ class WeightPublisher:
 
     async def _activate(self, member: Member, snapshot: Snapshot) -> tuple[float, float] | None:
         """Swap and attest; (pause seconds, probe distance), or None when the member failed."""
+        self._activating.add(member.name)
+        try:
+            return await self._swap_and_attest(member, snapshot)
+        finally:
+            self._activating.discard(member.name)
+
+    async def _swap_and_attest(self, member: Member, snapshot: Snapshot) -> tuple[float, float] | None:
         version = snapshot.manifest.version
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -204,15 +240,11 @@ class WeightPublisher:
             distance = attest(snapshot.probe_logprobs, probed, self._tolerance)
         except (RayError, TimeoutError, ValueError) as error:
             member.fail(f"not attested with version {version}: {first_line(error) or type(error).__name__}")
-            await self.given_up(member.name)
+            await self._given_up(member.name)
             return None
         member.version = version
-        await self.attested(member.name, version)
+        await self._attested(member.name, version)
         return pause, distance
-
-
-async def nobody_waits(*told: object) -> None:
-    """There is no queue yet."""
 
 
 class Fault(IntEnum):
@@ -225,6 +257,15 @@ class Fault(IntEnum):
 
 Broken = dict[str, tuple[Fault, str]]
 """What went wrong, by member name: what it is put down to, and the error's first line."""
+
+
+def give_up(members: list[Member], gone: dict[str, str], version: int) -> list[Member]:
+    """Fail those that did not receive the version, for the reasons in `gone` (by name); the others."""
+    for member in members:
+        if member.name in gone:
+            member.fail(f"did not receive version {version}: {gone[member.name]}")
+            log.warning("member_given_up", member=member.name, version=version, reason=gone[member.name])
+    return [member for member in members if member.name not in gone]
 
 
 def sort_out(members: Sequence[Member], outcomes: Sequence[Any]) -> Broken:

@@ -11,7 +11,7 @@ from headrace.actors.verification import MemberReport
 from headrace.cluster.pool import AttestationFailed, ElasticPool, Member, PoolTiming, SetState
 from headrace.cluster.run_records import MemberState, Pool
 
-TIMING = PoolTiming(health=0.005, health_deadline=0.1, drain_poll=0.005, close=0.05)
+TIMING = PoolTiming(placement=0.02, health=0.005, health_deadline=0.1, drain_poll=0.005, close=0.05)
 DEADLINE = 5.0  # of each wait; nothing takes a tenth of it
 
 
@@ -31,6 +31,7 @@ class FakeActor:
         self.hangs_in: str | None = None
         self.busy = False
         self.closed = False
+        self.__ray_ready__ = Remote(self._placed)
         self.start = Remote(self._start)
         self.close = Remote(self._close)
 
@@ -39,6 +40,9 @@ class FakeActor:
             raise RayActorError
         if self.hangs_in == method:
             await asyncio.Event().wait()
+
+    async def _placed(self) -> None:
+        await self.answer("place")
 
     async def _start(self) -> MemberReport:
         await self.answer("start")
@@ -55,6 +59,7 @@ class FakeKind:
     pool = Pool.ROLLOUT
 
     def __init__(self, start_seconds: float = DEADLINE) -> None:
+        self.resources = {"CPU": 2.0}
         self.cleaned: list[str] = []
         self.start_seconds = start_seconds
         self.actors: dict[str, FakeActor] = {}

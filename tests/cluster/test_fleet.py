@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import ray
 
+from headrace.actors.generator import GeneratorStatus
 from headrace.actors.verification import WorkerStatus
+from headrace.cluster import fleet as module
 from headrace.cluster.fleet import Fleet, check_room, generator_settings, learner_worker_settings
 from headrace.cluster.job_file import load_job
 from headrace.cluster.members import HUNG_CHECK, GeneratorKind, Requirements, VerificationKind
-from headrace.cluster.pool import Member
+from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
-from headrace.cluster.run_records import MemberState
+from headrace.cluster.run_records import MemberState, Pool
 from headrace.verifiers.base import Verifier, scored
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict
+from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeKind, until
 
 TIMEOUT = 30.0
 
@@ -36,8 +39,11 @@ class Handle:
     def __init__(self, status: WorkerStatus | None = None) -> None:
         self.calls: list[str] = []
         self.on_workers: Callable[[], None] = lambda: None
+        self.on_status: Callable[[], None] = lambda: None
+        self.inflight = 0  # of a generator
         self._status = status
         self.slots, self.set_workers, self.report = Remote(self._slots), Remote(self._set_workers), Remote(self._report)
+        self.status = Remote(self._generator_status)
 
     async def _slots(self) -> int:
         self.calls.append("slots")
@@ -48,12 +54,22 @@ class Handle:
         await asyncio.sleep(0)
         self.on_workers()
 
+    async def _generator_status(self) -> GeneratorStatus:
+        self.on_status()
+        return GeneratorStatus(0, self.inflight, 3, 100, 1.0, paused=False)
+
     async def _report(self) -> WorkerStatus | None:
         return self._status
 
 
 class Publisher:
     """Brings every member to the newest weights by saying so."""
+
+    def __init__(self) -> None:
+        self.activating: set[str] = set()
+
+    def is_activating(self, name: str) -> bool:
+        return name in self.activating
 
     async def admit(self, member: Member) -> None:
         member.handle.calls.append("admit")
@@ -63,11 +79,11 @@ async def set_state(member: Member, state: MemberState) -> None:
     member.handle.calls.append(state.value)
 
 
-def generator_kind(inflight_groups: int | None, group_size: int) -> GeneratorKind:
-    kind = GeneratorKind(None, Requirements({}), inflight_groups, group_size)  # type: ignore[arg-type]  # settings are for the launch
-    kind.publisher = Publisher()  # type: ignore[assignment]
-    kind.workers = SimpleNamespace(serving=[])  # type: ignore[assignment]
-    return kind
+def generator_kind(inflight_groups: int | None, group_size: int, publisher: Publisher | None = None) -> GeneratorKind:
+    settings: Any = None  # for the launch
+    workers: Any = SimpleNamespace(serving=[])
+    weights: Any = publisher or Publisher()
+    return GeneratorKind(settings, Requirements({}), inflight_groups, group_size, weights, workers)
 
 
 class Accepting(Verifier):
@@ -113,6 +129,26 @@ async def test_a_generator_of_16_slots_holds_leases_that_fill_them_and_one_more_
     assert kind.inflight == {"rollout-0": leases}
 
 
+async def test_a_generator_that_is_being_attested_is_not_drained_although_its_last_group_has_ended():
+    publisher = Publisher()
+    kind = generator_kind(None, 8, publisher)
+    member = generator("rollout-0", MemberState.DRAINING)
+    assert await kind.drained(member)
+    publisher.activating.add("rollout-0")
+    assert not await kind.drained(member)
+    publisher.activating.clear()
+    member.handle.inflight = 1
+    assert not await kind.drained(member)
+
+
+async def test_a_group_that_ends_after_a_swap_is_waited_for_however_late_the_look_is_answered():
+    publisher = Publisher()
+    kind = generator_kind(None, 8, publisher)
+    member = generator("rollout-0", MemberState.DRAINING)
+    member.handle.on_status = lambda: publisher.activating.add("rollout-0")
+    assert not await kind.drained(member)
+
+
 async def test_all_generators_are_told_of_the_workers_although_one_joins_meanwhile():
     members = {name: generator(name, MemberState.SERVING) for name in ("rollout-0", "rollout-1")}
     members["rollout-0"].handle.on_workers = lambda: members.update(late=generator("late", MemberState.STARTING))
@@ -148,6 +184,92 @@ def test_a_job_that_outgrows_the_cluster_is_refused_with_what_does_not_fit(lette
         check_room(job, generators=9, workers=1)
     with pytest.raises(UserError, match="no place for verification-"):
         check_room(job, generators=1, workers=99)
+
+
+class Shared:
+    """A cluster of one node of 8 CPUs that other jobs use too, and a fleet on it whose pools are of no processes."""
+
+    def __init__(self, letters_job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free = 8.0
+        self.looks = 0
+        self.on_look: Callable[[], None] = lambda: None
+        node = {
+            "NodeManagerAddress": "here",
+            "NodeID": "1",
+            "Alive": True,
+            "Resources": {"CPU": 8.0, "memory": 2.0**40},
+        }
+        monkeypatch.setattr(ray, "nodes", lambda: [node])
+        monkeypatch.setattr(module, "available_resources_per_node", self._available)
+        monkeypatch.setattr(module, "FREE_SECONDS", 0.0)
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+        self.fleet = Fleet.__new__(Fleet)
+        self.fleet._job = load_job(letters_job)
+        self.events = Events()
+        self.rollout, self.verification = FakeKind(), FakeKind()
+        self.verification.pool = Pool.VERIFICATION
+        self.fleet.rollout = self._pool(self.rollout)
+        self.fleet.verification = self._pool(self.verification)
+
+    def _pool(self, kind: FakeKind) -> ElasticPool:
+        return ElasticPool(kind, self.events.changed, self.events.told.append, 5, TIMING, self.events.end)
+
+    def _available(self) -> dict[str, dict[str, float]]:
+        self.looks += 1
+        self.on_look()
+        return {"1": {"CPU": self.free}}
+
+
+@pytest.fixture
+async def shared(letters_job, monkeypatch):
+    cluster = Shared(letters_job, monkeypatch)
+    for pool in (cluster.fleet.rollout, cluster.fleet.verification):
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+    yield cluster
+    for pool in (cluster.fleet.rollout, cluster.fleet.verification):
+        await pool.close()
+
+
+async def test_growth_is_compared_with_what_other_jobs_leave(shared):
+    shared.free = 4.0
+    await shared.fleet.check_room(2, 2)
+    shared.free = 3.0
+    await shared.fleet.check_room(2, 1)
+    with pytest.raises(
+        UserError, match=r"no place now for (rollout|verification)-1 \(2 CPU\), of 2 .*node here: 1 CPU"
+    ):
+        await shared.fleet.check_room(2, 2)
+
+
+async def test_a_pool_that_shrinks_makes_room_for_the_other(shared):
+    await shared.fleet.rollout.scale(3)
+    await shared.fleet.rollout.wait_serving(3, DEADLINE)
+    shared.free = 0.0
+    with pytest.raises(UserError, match="no place now for verification-1"):
+        await shared.fleet.check_room(3, 2)
+    await shared.fleet.check_room(2, 2)
+    for actor in shared.rollout.actors.values():
+        actor.busy = True
+    await shared.fleet.rollout.scale(2)
+    await shared.fleet.check_room(2, 2)  # it drains, and will give back what it holds
+
+
+async def test_what_an_ended_member_held_is_waited_for_a_moment(shared, monkeypatch):
+    monkeypatch.setattr(module, "FREE_SECONDS", DEADLINE)
+    shared.free = 0.0
+    shared.on_look = lambda: setattr(shared, "free", 2.0 if shared.looks > 2 else 0.0)
+    await shared.fleet.check_room(2, 1)
+    assert shared.looks == 3
+
+
+async def test_who_waits_for_room_already_comes_first(shared):
+    shared.rollout.born = lambda actor: setattr(actor, "hangs_in", "place")
+    await shared.fleet.rollout.scale(2)
+    await until(lambda: shared.fleet.rollout.members["rollout-1"].pending)
+    shared.free = 2.0
+    with pytest.raises(UserError, match="of 2 new member"):
+        await shared.fleet.check_room(2, 2)
 
 
 def prepared(letters_job: Path, rollout_gpus: float, learner_gpus: float) -> PreparedJob:

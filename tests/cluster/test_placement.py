@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from headrace.cluster.config import JobConfig
 from headrace.cluster.members import Requirements
-from headrace.cluster.placement import Bundle, Node, bundles, check_fits, custom_resources, member_resources, ray_nodes
+from headrace.cluster.placement import (
+    Bundle,
+    Node,
+    bundles,
+    check_fits,
+    check_growth,
+    custom_resources,
+    free_nodes,
+    member_resources,
+    ray_nodes,
+    with_released,
+)
 from headrace.cluster.run_records import Pool
 from headrace.verifiers.errors import UserError
 
@@ -81,6 +92,34 @@ def test_what_does_not_fit_is_one_line_with_the_bundle_what_is_left_and_the_key_
     assert "node a: 6 CPU, 0 GPU" in message
     assert "needs 4 CPU, 2 GPU" in message
     assert "[rollout]" in message
+
+
+def test_growth_without_room_is_one_line_with_the_bundle_and_what_is_free():
+    check_growth([bundle("rollout-1", CPU=2)], [Node("a", {"CPU": 1}), Node("b", {"CPU": 2})])
+    with pytest.raises(UserError) as error:
+        check_growth([bundle("rollout-1", CPU=2), bundle("rollout-2", CPU=2)], [Node("a", {"CPU": 3})])
+    message = str(error.value)
+    assert "\n" not in message
+    assert "no place now for rollout-2 (2 CPU), of 2 new member(s)" in message
+    assert "node a: 1 CPU" in message
+
+
+def test_what_is_free_is_what_is_left_and_what_is_given_back_on_the_same_node():
+    described = [
+        {"Alive": True, "NodeID": "1", "NodeManagerAddress": "a", "Resources": {"CPU": 8}},
+        {"Alive": True, "NodeID": "2", "NodeManagerAddress": "b", "Resources": {"CPU": 8}},
+        {"Alive": False, "NodeID": "3", "NodeManagerAddress": "c", "Resources": {"CPU": 8}},
+    ]
+    available = {"1": {"CPU": 1.0}, "2": {"GPU": 1.0}}
+    nodes = free_nodes(described, available)
+    assert nodes == [Node("a", {"CPU": 1}), Node("b", {"GPU": 1})]
+    released = [("a", {"CPU": 2.0}), ("b", {"CPU": 4.0}), ("a", {"CPU": 2.0}), ("c", {"CPU": 8.0})]
+    assert with_released(nodes, released) == [Node("a", {"CPU": 5}), Node("b", {"CPU": 4, "GPU": 1})]
+
+
+def test_nodes_of_one_address_are_two_nodes():
+    nodes = [Node("a", {"CPU": 2}), Node("a", {"CPU": 1})]
+    check_fits([bundle("x", CPU=2), bundle("y", CPU=1)], nodes)
 
 
 def test_room_on_two_nodes_does_not_add_up_to_one_bundle():

@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from headrace.cluster.pool import KEPT_GONE, ElasticPool, PoolFailed, first_line
 from headrace.cluster.run_records import MemberState
 from headrace.verifiers.errors import UserError
-from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, pool_of, until
+from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, Remote, pool_of, until
 
 WAY = [
     MemberState.STARTING,
@@ -96,6 +96,55 @@ async def test_a_hung_start_is_given_up_at_its_deadline_and_replaced():
         assert [member.name for member in pool.serving] == ["rollout-1"]
         assert "no answer while starting" in pool.members["rollout-0"].note
         assert events.ended == ["rollout-0"]
+
+
+async def test_a_member_that_ray_cannot_place_says_what_it_waits_for_until_it_has_it():
+    kind, events, room = FakeKind(), Events(), asyncio.Event()
+
+    def born(actor: FakeActor) -> None:
+        if actor.name == "rollout-1":
+            actor.__ray_ready__ = Remote(room.wait)
+
+    kind.born = born
+    async with pool_of(kind, events) as pool:
+        await pool.scale(2)
+        await until(lambda: bool(events.told))
+        waiting = pool.members["rollout-1"]
+        assert (waiting.state, waiting.pending) == (MemberState.STARTING, True)
+        assert "wait for a node with 2 CPU free" in waiting.status(pool.pool).note
+        assert events.told == [f"rollout-1: {waiting.note}"]
+        assert pool.missing(2) == ["rollout-1"]
+        room.set()
+        await pool.wait_serving(2, DEADLINE)
+        assert (waiting.pending, waiting.note) == (False, "")
+
+
+async def test_a_member_that_finds_no_room_in_time_ends_with_what_it_waited_for():
+    kind, events = FakeKind(start_seconds=0.1), Events()
+    kind.born = lambda actor: setattr(actor, "hangs_in", "place" if actor.name == "rollout-0" else None)
+    async with pool_of(kind, events) as pool:
+        await pool.scale(1)
+        await pool.wait_serving(1, DEADLINE)
+        assert "wait for a node with 2 CPU free" in pool.members["rollout-0"].note
+
+
+async def test_what_a_change_would_need_and_give_back():
+    kind, events = FakeKind(), Events()
+    async with pool_of(kind, events, restart_budget=0) as pool:
+        await pool.scale(3)
+        await pool.wait_serving(3, DEADLINE)
+        assert pool.missing(5) == ["rollout-3", "rollout-4"]
+        assert (pool.missing(3), pool.missing(1)) == ([], [])
+        assert [member.name for member in pool.leaving(1)] == ["rollout-1", "rollout-2"]
+        kind.actors["rollout-2"].busy = True
+        await pool.scale(2)
+        await until(lambda: pool.members["rollout-2"].state is MemberState.DRAINING)
+        assert [member.name for member in pool.leaving(3)] == ["rollout-2"]
+        assert pool.missing(3) == ["rollout-3"]
+        kind.actors["rollout-1"].dead = True
+        await until(lambda: pool.members["rollout-1"].note.startswith("retired: "))
+        assert pool.missing(2) == [], "a place that is retired wants none"
+        assert len(pool.missing(3)) == 2, "and is taken up again when the pool grows"
 
 
 async def test_a_member_that_is_not_attested_never_serves():
@@ -285,7 +334,7 @@ pydantic_core.ValidationError: 1 validation error for ModelConfig
 async def test_a_pool_grows_only_where_the_cluster_has_room_and_shrinks_without_asking():
     kind, events = FakeKind(), Events()
 
-    def full(target: int) -> None:
+    async def full(target: int) -> None:
         if target != 2:
             raise UserError(f"no room for {target}")
 

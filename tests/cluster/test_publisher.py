@@ -126,13 +126,53 @@ def member_of(name: str, generator: FakeGenerator) -> Member:
     return member
 
 
-async def publisher_at(
-    version: int, sender: FakeSender, workers_per_member: int = 1, deadline: float = DEADLINE
+class Told:
+    """What the publisher tells of its members."""
+
+    def __init__(self) -> None:
+        self.attested: dict[str, int] = {}
+        self.given_up: list[str] = []
+        self.changed = asyncio.Event()
+        self.while_told: Callable[[str], None] = lambda name: None
+
+    async def note_attested(self, name: str, version: int) -> None:
+        self.attested[name] = version
+        self._note(name)
+
+    async def note_given_up(self, name: str) -> None:
+        self.given_up.append(name)
+        self._note(name)
+
+    def _note(self, name: str) -> None:
+        self.changed.set()
+        self.while_told(name)
+
+
+def new_publisher(
+    sender: FakeSender, told: Told | None = None, workers_per_member: int = 1, deadline: float = DEADLINE
 ) -> WeightPublisher:
-    publisher = WeightPublisher(
-        workers_per_member, deadline, [[1, 2, 3], [4, 5, 6]], 0.05, False, grace_seconds=deadline
+    told = told or Told()
+    return WeightPublisher(
+        sender,
+        told.note_attested,
+        told.note_given_up,
+        workers_per_member=workers_per_member,
+        timeout_seconds=deadline,
+        probe_sequences=[[1, 2, 3], [4, 5, 6]],
+        probe_tolerance=0.05,
+        clear_cache=False,
+        grace_seconds=deadline,
     )
-    publisher.sender = sender
+
+
+async def publisher_at(
+    version: int,
+    sender: FakeSender,
+    told: Told | None = None,
+    workers_per_member: int = 1,
+    deadline: float = DEADLINE,
+) -> WeightPublisher:
+    publisher = new_publisher(sender, told, workers_per_member, deadline)
     await hold(publisher, version)
     return publisher
 
@@ -249,6 +289,66 @@ async def test_a_member_whose_transfers_fail_twice_is_given_up():
     assert "connection closed by peer" in member.failed.result()
 
 
+class BadLink:
+    """Several members of which one's connection is bad and shows it nowhere: a transfer with it fails for all."""
+
+    def __init__(self, count: int, bad: set[str], fault: str = "fails") -> None:
+        self.sender = FakeSender()
+        self.members = [member_of(f"rollout-{index}", FakeGenerator()) for index in range(count)]
+        self.transfers: list[list[str]] = []
+        self._bad = bad
+        self._fault = fault
+        for member in self.members:
+            member.handle.receive = Remote(self._receiver(member))
+
+    def _receiver(self, member: Member) -> Callable[..., Awaitable[StagedUpdate]]:
+        async def receive(manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
+            group = [each for each in self.members if each.handle.joined[-1:] and self._in_epoch(each)]
+            names = [each.name for each in group]
+            if member is group[0]:
+                self.transfers.append(names)
+            if self._bad & set(names):
+                if len(names) == 1 and self._fault == "dies":
+                    raise RayActorError
+                raise StagingFailed("no complete weights after 60 s")
+            return await member.handle._receive(manifest, deadline_seconds)
+
+        return receive
+
+    def _in_epoch(self, member: Member) -> bool:
+        return member.handle.joined[-1][0] == len(self.sender.groups)
+
+
+@pytest.mark.parametrize("fault", ["fails", "dies"])
+async def test_where_nobody_can_be_blamed_each_is_sent_to_alone_and_who_fails_alone_is_given_up(fault):
+    fleet = BadLink(4, {"rollout-1"}, fault)
+    report = await (await publisher_at(7, fleet.sender)).publish(fleet.members)
+    names = [member.name for member in fleet.members]
+    assert report.members == ["rollout-0", "rollout-2", "rollout-3"]
+    assert fleet.transfers == [names, names, *[[name] for name in names]], "no more than these, whatever fails"
+    assert "did not receive version 7" in fleet.members[1].failed.result()
+    assert not any(member.failed.done() for member in fleet.members if member.name != "rollout-1")
+    assert [member.handle.swapped for member in fleet.members] == [[7], [], [7], [7]]
+
+
+async def test_after_sending_to_each_alone_the_others_are_one_group_again():
+    fleet = BadLink(3, {"rollout-2"})
+    publisher = await publisher_at(1, fleet.sender)
+    await publisher.publish(fleet.members)
+    await hold(publisher, 2)
+    report = await publisher.publish([member for member in fleet.members if not member.failed.done()])
+    assert report.members == ["rollout-0", "rollout-1"]
+    assert fleet.transfers[-1] == ["rollout-0", "rollout-1"]
+
+
+async def test_every_member_that_fails_alone_is_given_up():
+    fleet = BadLink(3, {"rollout-0", "rollout-1", "rollout-2"})
+    report = await (await publisher_at(7, fleet.sender)).publish(fleet.members)
+    assert report.members == []
+    assert all(member.failed.done() for member in fleet.members)
+    assert len(fleet.transfers) == 5
+
+
 async def test_a_death_in_the_second_try_is_not_charged_to_the_survivors():
     a, b, c = FakeGenerator(("fails",)), FakeGenerator(("fails", "fails")), FakeGenerator(("fails", "dies"))
     members = [member_of(name, generator) for name, generator in (("a", a), ("b", b), ("c", c))]
@@ -303,24 +403,6 @@ async def test_members_that_were_given_up_before_are_not_sent_to():
     assert a.received == []
 
 
-class Told:
-    """What the publisher tells of its members."""
-
-    def __init__(self, publisher: WeightPublisher) -> None:
-        self.attested: dict[str, int] = {}
-        self.given_up: list[str] = []
-        self.changed = asyncio.Event()
-        publisher.attested, publisher.given_up = self._attested, self._given_up
-
-    async def _attested(self, name: str, version: int) -> None:
-        self.attested[name] = version
-        self.changed.set()
-
-    async def _given_up(self, name: str) -> None:
-        self.given_up.append(name)
-        self.changed.set()
-
-
 class Gate:
     """Keeps a generator in its swap or its probe until it is opened."""
 
@@ -339,9 +421,10 @@ class Gate:
 
 
 async def test_who_is_attested_is_told_of_while_a_slower_member_still_swaps():
-    publisher = await publisher_at(7, FakeSender(), deadline=LONG)
+    told = Told()
+    publisher = await publisher_at(7, FakeSender(), told, deadline=LONG)
     quick, slow = member_of("quick", FakeGenerator()), member_of("slow", FakeGenerator())
-    gate, told = Gate(slow.handle, "swap"), Told(publisher)
+    gate = Gate(slow.handle, "swap")
     publishing = asyncio.create_task(publisher.publish([quick, slow]))
     await asyncio.wait_for(told.changed.wait(), LONG)
     assert told.attested == {"quick": 7}
@@ -352,9 +435,10 @@ async def test_who_is_attested_is_told_of_while_a_slower_member_still_swaps():
 
 
 async def test_a_member_that_is_told_to_drain_during_a_publish_is_attested_and_told_of():
-    publisher = await publisher_at(7, FakeSender(), deadline=LONG)
+    told = Told()
+    publisher = await publisher_at(7, FakeSender(), told, deadline=LONG)
     member = member_of("a", FakeGenerator())
-    gate, told = Gate(member.handle, "probe"), Told(publisher)
+    gate = Gate(member.handle, "probe")
     publishing = asyncio.create_task(publisher.publish([member]))
     await asyncio.wait_for(gate.reached.wait(), LONG)
     member.drain.set()
@@ -366,9 +450,10 @@ async def test_a_member_that_is_told_to_drain_during_a_publish_is_attested_and_t
 
 @pytest.mark.parametrize("ends", ["far off", "dies", "hangs"])
 async def test_a_member_that_is_given_up_during_a_publish_is_told_of(ends):
-    publisher = await publisher_at(7, FakeSender())
+    told = Told()
+    publisher = await publisher_at(7, FakeSender(), told)
     generator = FakeGenerator(probe=FAR_OFF if ends == "far off" else PROBE)
-    gate, told = Gate(generator, "probe"), Told(publisher)
+    gate = Gate(generator, "probe")
     publishing = asyncio.create_task(publisher.publish([member_of("a", generator)]))
     await asyncio.wait_for(gate.reached.wait(), LONG)
     generator.dead = ends == "dies"
@@ -376,6 +461,24 @@ async def test_a_member_that_is_given_up_during_a_publish_is_told_of(ends):
         gate.open()
     await publishing
     assert (told.attested, told.given_up) == ({}, ["a"])
+
+
+@pytest.mark.parametrize("probe", [PROBE, FAR_OFF], ids=["attested", "given up"])
+@pytest.mark.parametrize("method", ["swap", "probe"])
+async def test_a_member_is_activating_from_its_swap_until_it_was_told_how_that_ended(method, probe):
+    told = Told()
+    publisher = await publisher_at(7, FakeSender(), told, deadline=LONG)
+    generator = FakeGenerator(probe=probe)
+    gate, seen = Gate(generator, method), []
+    told.while_told = lambda name: seen.append(publisher.is_activating(name))
+    assert not publisher.is_activating("a")
+    publishing = asyncio.create_task(publisher.publish([member_of("a", generator)]))
+    await asyncio.wait_for(gate.reached.wait(), LONG)
+    assert publisher.is_activating("a")
+    gate.open()
+    await publishing
+    assert seen == [True]
+    assert not publisher.is_activating("a")
 
 
 async def test_swap_and_probe_have_one_deadline(monkeypatch):
@@ -399,8 +502,7 @@ async def test_swap_and_probe_have_one_deadline(monkeypatch):
 
 
 async def test_a_joining_member_waits_for_the_first_weights_and_is_admitted_with_them():
-    publisher = WeightPublisher(1, DEADLINE, [[1, 2, 3], [4, 5, 6]], 0.05, False, grace_seconds=DEADLINE)
-    publisher.sender = FakeSender()
+    publisher = new_publisher(FakeSender())
     member = member_of("a", FakeGenerator())
     admission = asyncio.create_task(publisher.admit(member))
     await asyncio.sleep(0)
@@ -510,7 +612,7 @@ async def test_a_joining_member_does_not_run_after_a_fast_learner_for_ever():
 
 
 async def test_without_a_snapshot_there_is_no_version_and_nothing_to_publish():
-    publisher = WeightPublisher(1, DEADLINE, [], 0.05, False)
+    publisher = new_publisher(FakeSender())
     assert publisher.version is None
     with pytest.raises(RuntimeError, match="hold a snapshot first"):
         await publisher.publish([])

@@ -192,7 +192,7 @@ def differ(one: Path, other: Path) -> bool:
 
 
 def test_a_submitted_job_that_does_not_fit_says_which_bundle_is_missing(cluster, command_job):
-    done = cluster.submit(str(BIN / "headrace"), "run", str(command_job), *TOO_LARGE)
+    done = cluster.submit("headrace", "run", str(command_job), *TOO_LARGE)
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert "headrace: the job does not fit the cluster: no place for rollout-0 (64 CPU)" in output

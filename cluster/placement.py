@@ -128,7 +128,7 @@ def check_growth(wanted: list[Bundle], nodes: list[Node]) -> None:
         raise UserError(
             f"no place now for {found.bundle}, of {len(wanted)} new member(s). Free once the others are placed: "
             f"{found.left}. The cluster is large enough, but this run and other jobs hold the rest of it. Wait for those, "
-            "start more nodes, or ask for fewer members; nothing was changed"
+            "start more nodes, or ask for fewer members"
         )
 
 

@@ -45,7 +45,7 @@ MODULES = (
 Not `threading` and what needs it, nor `random`: what they do after each fork costs a run a third of its time.
 """
 
-# Its floor is importable without being installed and without what its packages import: the box has the standard library only.
+# The server's modules without being installed and without the packages round them: the box has the standard library only.
 _BOOTSTRAP = """
 import sys, types
 for name, path in (("headrace", []), ("headrace.verifiers", []), ("headrace.verifiers.sandbox", [sys.argv.pop()])):
@@ -101,6 +101,7 @@ class Run:
         self.nonce = secrets.token_hex(8)
         self.answers: deque[dict[str, Any]] = deque()
         self.ended: Ended | None = None
+        self.ended_by_itself = False
         self.fault = ""  # why the host ended it: "timeout", "output_flood", "bad_answer"
         self._control = control
         self._most_bytes = most_bytes
@@ -211,6 +212,7 @@ class Box:
         self.plan = plan
         self._layers = layers
         self._runs: dict[int, Run] = {}
+        self._ending: set[int] = set()  # runs that were told to end
         self._serial = 0
         self._cgroup = Cgroup.create(secrets.token_hex(4)) if layers.cgroup else None
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -333,6 +335,7 @@ class Box:
         if "failed" in message:
             raise BoxFailed(f"it cannot start a run: {message['failed']}")
         run.ended = Ended(message["status"], message["cpu"], message["memory"])
+        run.ended_by_itself = run.number not in self._ending
         run.drain()
 
     def end(self, run: Run) -> Ended:
@@ -342,6 +345,7 @@ class Box:
                 self._tell(end=run.number)
             except OSError as error:
                 raise BoxFailed(f"its server is gone: {error}") from error
+            self._ending.add(run.number)
             deadline = time.monotonic() + END_SECONDS
             while run.ended is None:
                 left = deadline - time.monotonic()
@@ -349,6 +353,7 @@ class Box:
                     raise BoxFailed(f"a run was not gone {END_SECONDS:g} s after it was killed")
                 self._serve(left)
         del self._runs[run.number]
+        self._ending.discard(run.number)
         run.close()
         return run.ended
 

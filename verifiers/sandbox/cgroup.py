@@ -1,4 +1,4 @@
-"""A control group of a box's own: memory and processes of all that runs in it, counted together. v1 and v2, where writable."""
+"""A control group of a box's own: memory and processes of all that runs in it, counted together. v1 or v2."""
 
 from __future__ import annotations
 

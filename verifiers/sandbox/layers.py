@@ -26,7 +26,7 @@ class Need(msgspec.Struct, frozen=True):
 
 
 NEEDS = (
-    Need(("seccomp",), "no sockets, no tracing, no new processes", "a kernel with CONFIG_SECCOMP_FILTER on x86_64 or aarch64"),
+    Need(("seccomp",), "no sockets, no tracing, no new processes", "a kernel with CONFIG_SECCOMP_FILTER, x86_64 or aarch64"),
     Need(
         ("landlock", "namespaces"),
         "no view of the host's files",
@@ -55,6 +55,6 @@ def require(layers: Layers) -> None:
         if not any(name in there for name in need.any_of):
             reasons = "; ".join(f"{name}: {layers.missing[name]}" for name in need.any_of if name in layers.missing)
             raise UserError(
-                f"the sandbox has no {' and no '.join(need.any_of)} here ({reasons}), so that code would run with less than: "
-                f"{need.what_for}. Needed is {need.how_to_get}"
+                f"the sandbox has no {' and no '.join(need.any_of)} here ({reasons}); without, code would not run with "
+                f"{need.what_for}. It takes {need.how_to_get}"
             )

@@ -18,9 +18,8 @@ from typing import Any
 MOST_ITEMS = 100_000  # of an iterator
 _MOST_DEPTH = 100
 _JSON_INTEGERS = 10**300  # larger ones would be slow, or refused, as decimal text
-_ITERATORS = tuple(
-    type(iterator) for iterator in (iter([]), map(id, ()), filter(id, ()), zip(), enumerate(()), reversed([]), iter({}))
-) + (type(_ for _ in ()), itertools.chain, itertools.islice)  # fmt: skip
+_SOME_ITERATORS = (iter([]), map(id, ()), filter(id, ()), zip(), enumerate(()), reversed([]), iter({}), (_ for _ in ()))
+_ITERATORS = (*(type(iterator) for iterator in _SOME_ITERATORS), itertools.chain, itertools.islice)
 
 
 class NotPlain(ValueError):

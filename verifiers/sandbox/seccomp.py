@@ -75,11 +75,12 @@ _LOAD, _AND, _EQUAL, _ANY_BIT, _AT_LEAST, _ANSWER = 0x20, 0x54, 0x15, 0x45, 0x35
 def server_program(*, programs: bool) -> bytes:
     """The filter that the server puts on when its box is built: what it needs itself, and what runs may have."""
     known = syscalls.numbers()
-    allowed = MEMORY_AND_THREADS + OPEN_DESCRIPTORS + FILES + ITSELF + SERVER + SERVER_PRIVILEGED
+    lists = (MEMORY_AND_THREADS, OPEN_DESCRIPTORS, FILES, ITSELF, SERVER, SERVER_PRIVILEGED, PROGRAMS if programs else "")
+    allowed = " ".join(lists).split()
     blocks = {
-        **dict.fromkeys(ATTACKS.split(), [_answer(KILL)]),
-        **dict.fromkeys((allowed + (PROGRAMS if programs else "")).split(), [_answer(ALLOW)]),
-        **dict.fromkeys(("clone", "prctl", "prlimit64", "tgkill"), [_answer(ALLOW)]),  # runs have conditions
+        **{key: [_answer(KILL)] for key in ATTACKS.split()},
+        **{key: [_answer(ALLOW)] for key in allowed},
+        **{key: [_answer(ALLOW)] for key in ("clone", "prctl", "prlimit64", "tgkill")},  # runs have conditions
         **_SHARED_CONDITIONS,
     }
     return _packed([*_checks_architecture(), *_chain(known, blocks), _answer(refuse(errno.EPERM))])
@@ -91,7 +92,7 @@ def run_program(*, programs: bool, own_pid: int) -> bytes:
     known = syscalls.numbers()
     own = set(PROGRAMS.split()) if programs else set()
     blocks = {
-        **dict.fromkeys(SERVER_PRIVILEGED.split(), [_answer(KILL)]),
+        **{key: [_answer(KILL)] for key in SERVER_PRIVILEGED.split()},
         **{name: [_answer(refuse(errno.EPERM))] for name in SERVER.split() if name not in own},
         **_run_conditions(programs, own_pid),
     }
@@ -100,7 +101,7 @@ def run_program(*, programs: bool, own_pid: int) -> bytes:
 
 def only(names: Iterable[str]) -> bytes:
     """The filter that lets nothing but `names` pass; the rest fails with EPERM."""
-    blocks = dict.fromkeys(names, [_answer(ALLOW)])
+    blocks = {key: [_answer(ALLOW)] for key in names}
     return _packed([*_checks_architecture(), *_chain(syscalls.numbers(), blocks), _answer(refuse(errno.EPERM))])
 
 

@@ -13,6 +13,7 @@ Standard library only, and little of that: what it has loaded is copied by every
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import gc
 import importlib
@@ -78,6 +79,7 @@ class Zygote:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._preload(plan["modules"])
+        builtins.exit = builtins.quit = sys.exit  # as programs know them, from a module that is not loaded here
         readable = [target for _, target in plan["readable"]]
         if self._in_namespaces:
             namespaces.build_root(plan["readable"], plan["scratch_bytes"])

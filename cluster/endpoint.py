@@ -21,6 +21,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from headrace.cluster.metrics import QUEUE_MEMBER
 from headrace.cluster.run_records import RunStatus
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK, WILDCARDS
@@ -121,10 +122,11 @@ class Target(msgspec.Struct, frozen=True):
 def targets(status: RunStatus, controller: str) -> list[Target]:
     """Every process of the run that has metrics. `controller` is its host:port."""
     found = [Target([controller], {"run": status.run, "member": "controller", "pool": "controller"})]
-    for member in status.members:
-        if member.metrics_url is not None and member.state != "gone":
-            address = urlsplit(member.metrics_url).netloc
-            found.append(Target([address], {"run": status.run, "member": member.name, "pool": member.pool}))
+    pages = [(QUEUE_MEMBER, QUEUE_MEMBER, status.queue_metrics_url)]
+    pages += [(each.name, each.pool, each.metrics_url) for each in status.members if each.state != "gone"]
+    for member, pool, url in pages:
+        if url is not None:
+            found.append(Target([urlsplit(url).netloc], {"run": status.run, "member": member, "pool": pool}))
     return found
 
 

@@ -1,19 +1,26 @@
-"""The controller's metrics, and the table of all metrics for docs/operations.md, which `make docs` writes by
+"""The metrics of the controller and of the queue, and the table of all metrics for docs/operations.md, which `make docs`
+writes by
 
     python -m headrace.cluster.metrics docs/operations.md
 
-`update_from_status` and `update_from_step` are called with what the controller publishes anyway, so a dashboard and
-`headrace status` cannot tell different stories.
+`update_from_status`, `update_from_step` and `update_from_queue` are called with what `headrace status` shows anyway, so a
+dashboard and that command cannot tell different stories.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client import Metric as Family
 
 from headrace.cluster.run_folder import atomic_write
-from headrace.cluster.run_records import EvaluationRecord, MemberState, Pool, RunStatus, StepRecord
+from headrace.cluster.run_records import EvaluationRecord, MemberState, Pool, QueueStatus, RunStatus, StepRecord
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import (
     COMMON_LABELS,
@@ -71,15 +78,10 @@ LEARNING = {
 SAMPLES = counter("headrace_samples_total", "Samples in the groups that came back, filtered ones included.")
 GENERATED = counter("headrace_generated_tokens_total", "Tokens generated in the groups that came back.")
 LEARNED = counter("headrace_learned_tokens_total", "Tokens through the learner's forward pass, all ranks together.")
-GROUPS = counter("headrace_groups_total", "Groups accounted for: trained, filtered or dropped.", "outcome")
-REISSUED = counter("headrace_groups_reissued_total", "Leases handed out again after they were lost or ran out.")
 STEP_SECONDS = histogram("headrace_step_seconds", "Time of one step by the wall clock; its phases may overlap.")
 PHASE_SECONDS = counter("headrace_phase_seconds_total", "Time by phase of the step.", "phase")
 BUSY = gauge("headrace_pool_busy_ratio", "Share of the last step's time that the pool worked.", "pool")
 
-QUEUE = gauge("headrace_queue_groups", "Groups in the queue: leased to a generator, or ready to be trained.", "state")
-QUEUE_CAPACITY = gauge("headrace_queue_capacity_groups", "Leases that admission by staleness allows now.")
-OLDEST_LEASE = gauge("headrace_queue_oldest_lease_seconds", "Age of the oldest lease that has not come back.")
 MEMBERS = gauge("headrace_members", "Members by pool and state.", "pool", "state")
 RESTARTS = counter("headrace_member_restarts_total", "Members that died and were replaced.", "pool")
 
@@ -89,13 +91,23 @@ PAUSE = histogram("headrace_weight_pause_seconds", "Longest time that one genera
 CONTROLLER_METRICS = (
     *(STEP, STEPS, ELAPSED, PHASE_AGE, PEAK_MEMORY),
     *(*REWARDS.values(), EVALUATION_REWARD, *STALENESS.values(), STALENESS_BOUND, *LEARNING.values()),
-    *(SAMPLES, GENERATED, LEARNED, GROUPS, REISSUED, STEP_SECONDS, PHASE_SECONDS, BUSY),
-    *(QUEUE, QUEUE_CAPACITY, OLDEST_LEASE, MEMBERS, RESTARTS),
+    *(SAMPLES, GENERATED, LEARNED, STEP_SECONDS, PHASE_SECONDS, BUSY),
+    *(MEMBERS, RESTARTS),
     *(WEIGHT_SYNCS, PUBLISH, PAUSE),
 )
 
+QUEUE = gauge("headrace_queue_groups", "Groups in the queue: leased to a generator, or ready to be trained.", "state")
+QUEUE_CAPACITY = gauge("headrace_queue_capacity_groups", "Leases that admission by staleness allows now.")
+OLDEST_LEASE = gauge("headrace_queue_oldest_lease_seconds", "Age of the oldest lease that has not come back.")
+GROUPS = counter("headrace_groups_total", "Groups accounted for: trained, filtered or dropped.", "outcome")
+REISSUED = counter("headrace_groups_reissued_total", "Leases handed out again after they were lost or ran out.")
+QUEUE_MEMBER = "queue"  # what its process is called: in labels, logs and the service discovery
+QUEUE_METRICS = (QUEUE, QUEUE_CAPACITY, OLDEST_LEASE, GROUPS, REISSUED)
+LOOK_SECONDS = 5.0  # for an event loop to say how it stands; a scrape has ten by default
+
 TABLES: dict[str, tuple[Metric, ...]] = {
     "controller": CONTROLLER_METRICS,
+    "queue": QUEUE_METRICS,
     "generator": GENERATOR_METRICS,
     "verification worker": VERIFICATION_METRICS,
     "learner rank": LEARNER_METRICS,
@@ -109,9 +121,12 @@ def controller_telemetry(run: str) -> Telemetry:
     # A rate needs the 0 before the first event.
     for pool in Pool:
         telemetry.add(RESTARTS, 0, pool=pool)
-    for outcome in ("trained", "filtered", "dropped"):
-        telemetry.add(GROUPS, 0, outcome=outcome)
     return telemetry
+
+
+def queue_telemetry(run: str) -> Telemetry:
+    """The queue's metrics, which `update_from_queue` fills."""
+    return Telemetry(QUEUE_METRICS, run=run, member=QUEUE_MEMBER)
 
 
 def update_from_status(telemetry: Telemetry, status: RunStatus, now: float) -> None:
@@ -123,12 +138,6 @@ def update_from_status(telemetry: Telemetry, status: RunStatus, now: float) -> N
     telemetry.set(PEAK_MEMORY, status.peak_memory_bytes or 0)
     telemetry.set(STALENESS_BOUND, status.max_staleness)
     telemetry.raise_to(WEIGHT_SYNCS, status.weight_syncs)
-    if status.queue is not None:
-        telemetry.set(QUEUE, status.queue.leased, state="leased")
-        telemetry.set(QUEUE, status.queue.ready, state="ready")
-        telemetry.set(QUEUE_CAPACITY, status.queue.capacity)
-        telemetry.set(OLDEST_LEASE, status.queue.oldest_lease_seconds)
-        telemetry.raise_to(REISSUED, status.queue.reissued)
     states = Counter((member.pool, member.state) for member in status.members)
     for pool in Pool:
         for state in MemberState:
@@ -142,9 +151,6 @@ def update_from_step(telemetry: Telemetry, record: StepRecord) -> None:
     telemetry.add(SAMPLES, record.samples)
     telemetry.add(GENERATED, record.generated_tokens)
     telemetry.add(LEARNED, record.learner_tokens)
-    telemetry.add(GROUPS, record.groups_trained, outcome="trained")
-    telemetry.add(GROUPS, record.groups_filtered, outcome="filtered")
-    telemetry.add(GROUPS, record.groups_dropped, outcome="dropped")
     telemetry.observe(STEP_SECONDS, record.seconds)
     for phase, seconds in record.phases.items():
         telemetry.add(PHASE_SECONDS, seconds, phase=phase)
@@ -161,6 +167,44 @@ def update_from_sync(telemetry: Telemetry, publish_seconds: float, pause_seconds
     """One version has reached the generators: the time of it all, and the longest that one of them stood still."""
     telemetry.observe(PUBLISH, publish_seconds)
     telemetry.observe(PAUSE, pause_seconds)
+
+
+def update_from_queue(telemetry: Telemetry, status: QueueStatus, before: QueueStatus) -> None:
+    """The queue as it is. `before`: as its process found it; counters count from there, also in a resumed run."""
+    telemetry.set(QUEUE, status.leased, state="leased")
+    telemetry.set(QUEUE, status.ready, state="ready")
+    telemetry.set(QUEUE_CAPACITY, status.capacity)
+    telemetry.set(OLDEST_LEASE, status.oldest_lease_seconds)
+    telemetry.raise_to(GROUPS, status.trained - before.trained, outcome="trained")
+    telemetry.raise_to(GROUPS, status.filtered - before.filtered, outcome="filtered")
+    telemetry.raise_to(GROUPS, status.dropped - before.dropped, outcome="dropped")
+    telemetry.raise_to(REISSUED, status.reissued - before.reissued)
+
+
+class UpToDate:
+    """A collector: what `registry` holds once `update` has run, for numbers that are the state of the moment.
+
+    A scrape comes in a thread of the metrics server; `update` runs in `loop`, where that state changes.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        loop: asyncio.AbstractEventLoop,
+        update: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._registry = registry
+        self._loop = loop
+        self._update = update
+
+    def collect(self) -> Iterable[Family]:
+        """Raises TimeoutError when the loop is held up: no numbers rather than old ones."""
+        updating = asyncio.run_coroutine_threadsafe(self._update(), self._loop)
+        try:
+            updating.result(LOOK_SECONDS)
+        finally:
+            updating.cancel()
+        return self._registry.collect()
 
 
 def metrics_markdown() -> str:

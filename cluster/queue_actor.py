@@ -16,10 +16,13 @@ from typing import Any
 import msgspec
 import ray
 import structlog
+from prometheus_client import CollectorRegistry
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from headrace.actors.engine import EngineDied
+from headrace.actors.this_node import this_node
 from headrace.actors.verification import FailedCheck, failed_checks, log_stream, most_common_failure
+from headrace.cluster import metrics
 from headrace.cluster.deadlines import within
 from headrace.cluster.pool import RunFailed
 from headrace.cluster.prompt_source import PromptSource
@@ -82,7 +85,8 @@ class QueueActor:
         log_dir: str | None,
         cancel: Callable[[Any], None] = ray.cancel,
     ) -> None:
-        telemetry.configure_logging(run, "queue", log_stream(log_dir, "queue"))
+        telemetry.configure_logging(run, metrics.QUEUE_MEMBER, log_stream(log_dir, metrics.QUEUE_MEMBER))
+        self._run = run
         self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
         self._generators: dict[str, GeneratorEntry] = {}
         self._attested: dict[str, int] = {}  # by generator, the newest version that it was attested with
@@ -95,6 +99,19 @@ class QueueActor:
         self._dropped_in_a_row = 0
         self._failed_checks: list[FailedCheck] = []  # of the groups dropped in a row
         self._cancel = cancel
+
+    async def start(self, host: str) -> str:
+        """Serve the queue's metrics on `host`; the URL at which others find them. Raises UserError when that cannot be."""
+        exported = metrics.queue_telemetry(self._run)
+        before = self._status()
+
+        async def update() -> None:
+            metrics.update_from_queue(exported, self._status(), before)
+
+        page = CollectorRegistry()
+        page.register(metrics.UpToDate(exported.registry, asyncio.get_running_loop(), update))
+        _, port = telemetry.serve_metrics([page], host)
+        return telemetry.metrics_url(host, port, this_node().address)
 
     async def set_generators(self, generators: dict[str, GeneratorEntry]) -> None:
         """The serving members of the moment; a member no longer named finishes what it holds and gets no more."""
@@ -265,6 +282,9 @@ class QueueActor:
         return self._queue.ledger()
 
     async def status(self) -> QueueStatus:
+        return self._status()
+
+    def _status(self) -> QueueStatus:
         queue = self._queue
         versions = [entry.version for entry in self._generators.values()]
         return QueueStatus(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from headrace.cluster.fleet import Fleet
 from headrace.cluster.memory import tree_pss_bytes
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.publisher import PublishReport
+from headrace.cluster.queue_actor import Batch
 from headrace.cluster.report import write_report
 from headrace.cluster.rollout_queue import CommitRecord
 from headrace.cluster.run_folder import RunFolder, atomic_write, read_lines, read_record
@@ -28,17 +28,19 @@ from headrace.cluster.run_records import (
     GroupCounts,
     QueueStatus,
     RunStatus,
-    SampleRecord,
     Scores,
     StepRecord,
     Summary,
 )
+from headrace.verifiers.records import Group, decode
 
 log = structlog.get_logger()
 
 TICK_SECONDS = 0.5
 MEMORY_SECONDS = 3.0
 QUEUE_SECONDS = 5.0  # for the queue to say how it is
+SAMPLED_GROUPS = 2  # of which a step keeps one completion for samples.jsonl
+SAMPLE_SECONDS = 10.0  # for those to arrive
 
 
 class RunRecorder:
@@ -64,7 +66,8 @@ class RunRecorder:
         self.log_dir = log_dir
         self.telemetry = metrics.controller_telemetry(job.job.name)
         self.fleet: Fleet | None = None
-        self.queue: Any = None  # actor handle
+        self.queue: Any = None  # actor handle, once there is something to lease
+        self.queue_metrics_url: str | None = None
         self._started = started
         self._phase = "starting"
         self._phase_since = time.time()
@@ -161,6 +164,7 @@ class RunRecorder:
             elapsed_seconds=self.elapsed_seconds,
             members=fleet.member_statuses() if fleet else [],
             queue=self._last_queue,
+            queue_metrics_url=self.queue_metrics_url,
             last_step=self._steps[-1] if self._steps else None,
             evaluations=self._evaluations,
             weight_syncs=self.weight_syncs,
@@ -179,12 +183,21 @@ class RunRecorder:
         log.info("event", line=line)
         self._display.event(line)
 
-    def step(self, record: StepRecord, samples: Sequence[SampleRecord]) -> None:
+    def step(self, record: StepRecord) -> None:
         self._steps.append(record)
         self._folder.append_metrics(record)
-        self._folder.append_samples(samples)
         metrics.update_from_step(self.telemetry, record)
         log.info("step", step=record.step, reward=round(record.reward_mean, 4), loss=record.loss)
+
+    async def keep_samples(self, step: int, batch: Batch) -> None:
+        """A few of the step's completions for a person to read; none when they do not come: the step is done without."""
+        payloads = [group.payload for group in batch.groups[:SAMPLED_GROUPS]]
+        try:
+            groups = [decode(payload, Group) for payload in await within(SAMPLE_SECONDS, asyncio.gather(*payloads))]
+        except (RayError, TimeoutError) as error:
+            log.warning("samples_missing", step=step, error=type(error).__name__)
+        else:
+            self._folder.append_samples(sample_records("train", step, groups, self._layout))
 
     def append_ledger(self, record: CommitRecord) -> None:
         """What the step settled, by prompt id."""

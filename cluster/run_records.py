@@ -185,7 +185,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     version: int | None  # the newest of the learner's weights; None before the first
     elapsed_seconds: float
     members: list[MemberStatus]
-    queue: QueueStatus | None  # None before the queue is up
+    queue: QueueStatus | None  # None before there is something to lease
+    queue_metrics_url: str | None  # None before its process is up
     last_step: StepRecord | None
     evaluations: list[EvaluationRecord]
     weight_syncs: int

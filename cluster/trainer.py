@@ -16,7 +16,7 @@ from rich.console import Console
 
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.config import JobConfig, RolloutSection
-from headrace.cluster.controller import Controller, Stopped
+from headrace.cluster.controller import Controller
 from headrace.cluster.display import Display, make_display, ticking
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.event_loop import Interrupts, run_to_end
@@ -29,6 +29,7 @@ from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
+from headrace.cluster.waits import Stopped
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier
 from headrace.verifiers.errors import UserError

@@ -190,6 +190,7 @@ def run_status(**changes) -> RunStatus:
         elapsed_seconds=25.0,
         members=[],
         queue=queue_status(),
+        queue_metrics_url=None,
         last_step=step_record(2),
         evaluations=[],
         weight_syncs=2,

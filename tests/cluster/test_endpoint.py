@@ -16,6 +16,7 @@ from tests.factories import member_status, run_status
 
 STATUS = run_status(
     run="letters",
+    queue_metrics_url="http://10.0.0.9:8009/metrics",
     members=[
         member_status("rollout-0", metrics_url="http://10.0.0.1:8001/metrics"),
         member_status("rollout-1", state=MemberState.GONE, metrics_url="http://10.0.0.2:8001/metrics"),
@@ -135,10 +136,16 @@ async def test_service_discovery_lists_every_process_that_lives_and_has_metrics(
     assert found == targets(STATUS, address.url.removeprefix("http://"))
     assert {target.labels["member"]: target.targets for target in found} == {
         "controller": [address.url.removeprefix("http://")],
+        "queue": ["10.0.0.9:8009"],
         "rollout-0": ["10.0.0.1:8001"],
         "learner-0": ["[::1]:8002"],
     }
-    assert {target.labels["pool"] for target in found} == {"controller", "rollout", "learner"}
+    assert {target.labels["pool"] for target in found} == {"controller", "queue", "rollout", "learner"}
+
+
+def test_a_queue_whose_process_is_not_up_is_not_listed():
+    found = targets(msgspec.structs.replace(STATUS, queue_metrics_url=None), "10.0.0.3:9400")
+    assert "queue" not in {target.labels["member"] for target in found}
 
 
 async def test_a_port_in_use_is_one_line_with_what_to_set(served):

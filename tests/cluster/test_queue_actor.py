@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable, Generator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.verification import infra_error
+from headrace.cluster.metrics import QUEUE_METRICS
 from headrace.cluster.queue_actor import (
     ATTEMPTS,
     HOPELESS_STEPS,
@@ -18,7 +21,9 @@ from headrace.cluster.queue_actor import (
     TakeTimeout,
 )
 from headrace.cluster.rollout_queue import Ledger
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Completion, Group, Lease, StopReason, Verdict, WeightSpan, encode
+from headrace.verifiers.telemetry import COMMON_LABELS
 from tests.factories import EndlessPrompts, group_numbers, queue_plan
 
 SECONDS = 5.0  # nothing here takes a tenth of it
@@ -409,6 +414,56 @@ async def test_a_group_does_not_wait_for_an_attestation_beyond_its_lease(make):
     await until(lambda: len(silent.leases) == 1)
     silent.finish("0:0", newest_version=1)
     await until(lambda: silent.attempts[:2] == [1, 2])
+
+
+async def scraped(url: str) -> dict[str, float]:
+    """The values on the page, by name and by their own labels' values."""
+
+    def read() -> str:
+        with urlopen(url, timeout=SECONDS) as answer:
+            return answer.read().decode()
+
+    families = text_string_to_metric_families(await asyncio.to_thread(read))
+    samples = [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
+    assert all({"run": "run", "member": "queue"}.items() <= sample.labels.items() for sample in samples)
+    own = [[value for label, value in sample.labels.items() if label not in COMMON_LABELS] for sample in samples]
+    return {" ".join([sample.name, *labels]): sample.value for sample, labels in zip(samples, own, strict=True)}
+
+
+async def test_its_page_holds_every_metric_of_the_queue_as_it_is_at_the_scrape(make):
+    ledger = Ledger(cursor=9, outstanding=[], trained=5, filtered=1, dropped=1, version=0)
+    queue, generator = make(ledger, max_staleness=1), FakeGenerator()
+    url = await queue.start("127.0.0.1")
+    before = await scraped(url)
+    assert {name.partition(" ")[0] for name in before} == {metric.name for metric in QUEUE_METRICS}
+    assert set(before.values()) == {0.0}, "what the ledger holds was counted by the process before"
+    await queue.set_generators({"g": entry(generator, inflight=3)})
+    await until(lambda: len(generator.leases) == 3)
+    for name, rewards in (("0:9", (0.0, 1.0)), ("0:10", (0.0, 1.0))):
+        generator.finish(name, rewards)
+    await queue.take(SECONDS)
+    await queue.commit(1)
+    generator.finish("0:11", NOT_SCORED)
+    await until(lambda: len(generator.leases) == 5)
+    after = await scraped(url)
+    assert after.pop("headrace_queue_oldest_lease_seconds") > 0
+    assert after == {
+        "headrace_queue_groups leased": 2,
+        "headrace_queue_groups ready": 0,
+        "headrace_queue_capacity_groups": 0,
+        "headrace_groups_total trained": 2,
+        "headrace_groups_total filtered": 0,
+        "headrace_groups_total dropped": 1,
+        "headrace_groups_reissued_total": 0,
+    }
+    generator.die(RayActorError())
+    await until(lambda: queue._queue.leased == 0)
+    assert (await scraped(url))["headrace_groups_reissued_total"] == 2
+
+
+async def test_an_address_that_the_queue_cannot_listen_on_is_one_line(make):
+    with pytest.raises(UserError, match=r"metrics: cannot listen on 192\.0\.2\.1:0"):
+        await make().start("192.0.2.1")
 
 
 async def test_what_is_known_of_generators_that_are_gone_is_forgotten(make):

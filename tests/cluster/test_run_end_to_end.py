@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.endpoint import ScaleRequest
+from headrace.cluster.metrics import QUEUE_METRICS
 from headrace.cluster.run_records import StepRecord
 
 AT_ONCE_SECONDS = 60.0  # Ray's own processes are ended by then, or killed
@@ -104,6 +105,9 @@ def busy_together(steps: list[StepRecord]) -> float:
 def test_pools_scale_and_heal_while_the_run_goes_on(start):
     run = start("--job.steps", "1000", "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 1, "at step 1")
+    members = {"controller", "queue", "rollout-0", "verification-0", "learner-0"}
+    assert {target.labels["member"] for target in run.targets()} == members, "each process has its page"
+    assert {metric.name.removesuffix("_total") for metric in QUEUE_METRICS} <= run.metrics("queue")
     run.scale(ScaleRequest(rollout=2, verification=2))
     run.until(lambda s: len(run.serving(s, "rollout")) == 2 and len(run.serving(s, "verification")) == 2, "scaled up")
     victim = run.serving(run.status(), "rollout")[0]

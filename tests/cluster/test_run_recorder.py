@@ -4,9 +4,11 @@ import io
 import math
 import shutil
 import time
+from collections.abc import Generator
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import OwnerDiedError
 from rich.console import Console
 
 from headrace.cluster import run_recorder
@@ -14,12 +16,23 @@ from headrace.cluster.display import PlainDisplay
 from headrace.cluster.evaluation import EvaluationResult
 from headrace.cluster.job_file import load_job
 from headrace.cluster.prompt_source import PromptFormat
+from headrace.cluster.queue_actor import Batch, TakenGroup
 from headrace.cluster.rollout_queue import CommitRecord
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import GroupCounts, Summary
 from headrace.verifiers.errors import UserError
-from tests.factories import step_record
+from headrace.verifiers.records import (
+    Completion,
+    Group,
+    Prompt,
+    Sampling,
+    StopReason,
+    Verdict,
+    VerdictKind,
+    encode,
+)
+from tests.factories import group_numbers, step_record
 
 
 @pytest.fixture
@@ -57,7 +70,7 @@ def train(recorder: RunRecorder, steps: range) -> None:
     for step in steps:
         ids = [f"{step}:{ordinal}" for ordinal in range(4)]
         recorder.append_ledger(CommitRecord(step, step, ids[:2], ids[2:3], [(ids[3], "infra_error")]))
-        recorder.step(step_record(step, staleness_max=step, samples=30, seconds=10.0), [])
+        recorder.step(step_record(step, staleness_max=step, samples=30, seconds=10.0))
 
 
 def summed_up(recorder: RunRecorder, step: int) -> Summary:
@@ -116,6 +129,38 @@ def test_the_seconds_of_a_run_count_from_the_start_of_its_processes(process):
         recorder.resume(resumed_at, before)
         assert recorder.elapsed_seconds == pytest.approx(before + 50.0, abs=10.0)
         shutil.rmtree(recorder._folder.path)
+
+
+class Payload:
+    """A reference to a group, or to one whose node is gone."""
+
+    def __init__(self, content: bytes | None) -> None:
+        self._content = content
+
+    def __await__(self) -> Generator[None, None, bytes]:
+        yield
+        if self._content is None:
+            raise OwnerDiedError("", None, "")
+        return self._content
+
+
+async def test_a_step_keeps_a_sample_of_some_of_its_groups_and_does_without_where_they_are_lost(process):
+    recorder = process(2**30, 1)
+    await recorder.keep_samples(1, Batch([TakenGroup(group_numbers(), Payload(None))], [], 0, 0, 0))
+    assert recorder._folder.read_samples() == []
+    groups = [TakenGroup(group_numbers(), Payload(encode(group(f"say {index}")))) for index in range(3)]
+    await recorder.keep_samples(2, Batch(groups, [], 0, 0, 0))
+    samples = recorder._folder.read_samples()
+    assert [(sample.label, sample.step, sample.prompt) for sample in samples] == [
+        ("train", 2, "say 0"),
+        ("train", 2, "say 1"),
+    ]
+
+
+def group(prompt: str) -> Group:
+    verdict = Verdict(VerdictKind.PASS, 1.0, "match")
+    answer = Completion("hi", [1], [-0.1], [], StopReason.STOP, verdict, 0.1, 0.1)
+    return Group(Prompt(0, 0, [1], {"prompt": prompt}), [answer, answer], "rollout-0", Sampling(max_tokens=4))
 
 
 def test_an_evaluation_with_a_prompt_of_which_no_check_ran_is_read_back(process):

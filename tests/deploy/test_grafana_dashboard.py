@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from headrace.cluster.metrics import TABLES
+from headrace.cluster.metrics import QUEUE_METRICS, TABLES
 from headrace.verifiers.telemetry import COMMON_LABELS, MetricKind
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy" / "grafana" / "headrace.json").read_text())
@@ -129,7 +129,8 @@ def test_selectors_are_read_out_of_a_nested_query() -> None:
 def test_dashboard_shows_every_part_of_a_run() -> None:
     asked = {name for _, query in QUERIES for name, _ in selectors(query)}
     for name in (
-        *("headrace_reward", "headrace_staleness_max_versions", "headrace_queue_groups", "headrace_members"),
+        *("headrace_reward", "headrace_staleness_max_versions", "headrace_members"),
+        *(metric.name for metric in QUEUE_METRICS),
         *("headrace_generated_tokens_total", "headrace_phase_seconds_total", "headrace_mismatch_kl_nats"),
         *("headrace_weight_publish_seconds_sum", "headrace_weight_pause_seconds_sum"),
         *("headrace_verification_verdicts_total", "vllm:num_requests_running", "vllm:num_requests_waiting"),

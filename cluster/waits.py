@@ -1,0 +1,89 @@
+"""How a run waits: what for is shown by name, and what makes it futile ends it.
+
+A weight version may be on its way to the generators beside all else (`publish_beside`); its failure too ends what is waited
+for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from headrace.cluster.fleet import Fleet
+from headrace.cluster.publisher import PublishReport
+from headrace.cluster.run_recorder import RunRecorder
+
+Result = TypeVar("Result")
+
+POLL_SECONDS = 1.0  # between looks at what ends a wait: a stop request waits no longer than that
+
+
+class Stopped(Exception):
+    """The user asked the run to stop; what is done is saved."""
+
+
+class Waits:
+    """One per run, in the controller's event loop."""
+
+    def __init__(self, fleet: Fleet, recorder: RunRecorder) -> None:
+        self._fleet = fleet
+        self._recorder = recorder
+        self._stop = asyncio.Event()
+        self._publishing: asyncio.Task[PublishReport] | None = None
+
+    def request_stop(self) -> None:
+        """End the run in order, at the next point where nothing is lost."""
+        self._stop.set()
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    @contextmanager
+    def phase(self, what: str) -> Iterator[str]:
+        """What goes on from here, for the display."""
+        self._recorder.set_phase(what)
+        yield what
+
+    async def until(self, work: Awaitable[Result], *, stoppable: bool = True) -> Result:
+        """Await `work`, but end with the pool's own error if a pool fails meanwhile, or with Stopped when the user asks
+        and nothing is lost by it."""
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=POLL_SECONDS)
+                if done:
+                    return task.result()
+                self._fleet.raise_failure()
+                if self._publishing is not None and self._publishing.done():
+                    self._publishing.result()  # raises what a publish beside us has failed with
+                if stoppable and self.stop_requested:
+                    raise Stopped
+        finally:
+            task.cancel()
+
+    async def publish(self) -> PublishReport:
+        """Bring the newest version to the generators."""
+        report = await self._fleet.publish()
+        self._recorder.published(report)
+        return report
+
+    def publish_beside(self) -> None:
+        """The same, beside what follows; `published` is to be awaited before the next."""
+        self._publishing = asyncio.create_task(self.publish(), name=f"publish version {self._fleet.publisher.version}")
+
+    async def published(self) -> PublishReport | None:
+        """The newest version's way to the generators ends; None when none is under way."""
+        publishing, self._publishing = self._publishing, None
+        if publishing is None:
+            return None
+        with self.phase(f"waiting for version {self._fleet.publisher.version} to reach the generators"):
+            return await self.until(publishing, stoppable=False)
+
+    async def forget_publishing(self) -> None:
+        """On the way out with an error nobody waits for the newest version's way to the generators."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.gather(self._publishing, return_exceptions=True)

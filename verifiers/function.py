@@ -1,7 +1,8 @@
 """Rewards from a plain Python function: `f(completion, row) -> float | bool | Verdict`, also `async`.
 
-The function is the user's and trusted: it runs in the verification worker itself. What it raises is a bug of its own, and
-becomes `infra_error`, never a reward of 0.
+The function is the user's and trusted: it runs in the verification worker itself, or, with limits of time and memory, in a
+process beside it. What it raises is a bug of its own, and becomes `infra_error`, never a reward of 0; so does a call that
+exceeds a limit or ends its process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import numbers
+import pickle
 import sys
 import threading
 import traceback
@@ -20,10 +22,15 @@ from types import ModuleType
 from typing import Any, Self
 
 import msgspec
+from pydantic import Field
 
-from headrace.verifiers.base import Verifier, nearest, not_run, printable, scored
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.base import Options, Verifier, nearest, not_run, parse_options, printable, scored
+from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.worker_process import WorkerFailed, WorkerProcess
+
+_LONGEST_SECONDS = 300.0  # of a call with a limit of memory alone
+_LOOP_GRACE_SECONDS = 2.0
 
 Score = float | bool | Verdict
 RewardFunction = Callable[[str, dict[str, Any]], Score | Awaitable[Score]]
@@ -37,25 +44,44 @@ class FunctionSource(msgspec.Struct, frozen=True):
     text: str
 
 
+class FunctionOptions(Options):
+    function: str | None = None
+    """`file.py:name`."""
+    timeout_seconds: float | None = Field(None, gt=0)
+    """Of wall clock for one call. With it, or with `memory_bytes` (then 300), calls are made in a process of their own."""
+    memory_bytes: int | None = Field(None, ge=64 << 20)
+    """Address space beyond what that process holds once the function is loaded."""
+
+
 class CallableVerifier(Verifier):
     """Scores with `function(completion, row)`; True or 1 passes, a number in [0, 1] is the reward.
 
-    Reasons: `scored`, or the function's own in a Verdict. As infra_error: `exception`, `bad_reward`. Raises UserError for
-    what cannot be called with two arguments.
+    Without a limit the function runs in this process; with one, in a process of its own, which is replaced when a call
+    takes too long or ends it.
+
+    Reasons: `scored`, or the function's own in a Verdict. As infra_error: `exception`, `bad_reward`; with limits also
+    `timeout`, `memory`, `crash`, `verifier_failed`. Raises UserError for what cannot be called with two arguments, and for
+    a wrong limit.
 
     >>> CallableVerifier(lambda completion, row: completion == row["answer"]).verify(Sample("4", {"answer": "4"})).kind
     <VerdictKind.PASS: 'pass'>
     """
 
-    def __init__(self, function: RewardFunction, source: FunctionSource | None = None) -> None:
-        self._function = function
-        self._source = source
-        self._name = source.name if source else getattr(function, "__qualname__", type(function).__name__)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        _refuse_wrong_signature(function, self._name)
+    def __init__(
+        self,
+        function: RewardFunction,
+        source: FunctionSource | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        given = {"timeout_seconds": timeout_seconds, "memory_bytes": memory_bytes}
+        self._limits = parse_options(FunctionOptions, given, "python")
+        self._calls = FunctionCalls(function, source, timeout_seconds)
+        self._process: WorkerProcess | None = None
 
     @classmethod
-    def from_file(cls, function: str, base_dir: Path) -> Self:
+    def from_file(cls, function: str, base_dir: Path, **limits: Any) -> Self:
         """From "file.py:name", the file relative to `base_dir`. Raises UserError for what is missing or does not load."""
         file, separator, name = function.rpartition(":")
         if not separator or not file or not name:
@@ -65,21 +91,108 @@ class CallableVerifier(Verifier):
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"reward function `{function}`: cannot read {path}: {error}") from error
-        return cls.from_source(FunctionSource(path=str(path), name=name, text=text))
+        return cls.from_source(FunctionSource(path=str(path), name=name, text=text), **limits)
 
     @classmethod
-    def from_source(cls, source: FunctionSource) -> Self:
-        module = _load_module(source)
-        if not hasattr(module, source.name):
-            known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise UserError(f"{source.path} has no function `{source.name}`{nearest(source.name, known)}")
-        return cls(getattr(module, source.name), source)
+    def from_source(cls, source: FunctionSource, **limits: Any) -> Self:
+        return cls(loaded(source), source, **limits)
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any], base_dir: Path) -> Self:
+        parsed = parse_options(FunctionOptions, options, "python")
+        if parsed.function is None:
+            raise WrongOption(
+                "function", "option `function` of verifier `python` is missing: write it as `file.py:name`"
+            )
+        limits = parsed.model_dump(exclude={"function"})
+        return cls.from_file(parsed.function, base_dir, **limits)
+
+    def start(self) -> None:
+        if self._limited:
+            try:
+                self._worker().start()
+            except WorkerFailed as error:
+                raise UserError(
+                    f"reward function `{self._calls.name}` does not start in its process: {error}"
+                ) from error
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_many([sample])[0]
 
     def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Asynchronous functions run side by side, all in one event loop that lives as long as the verifier."""
+        if not self._limited:
+            return self._calls.verify_many(samples)
+        try:
+            return self._in_process(samples)
+        except WorkerFailed as error:
+            return [not_run("verifier_failed", message=printable(str(error), 500))] * len(samples)
+
+    def close(self) -> None:
+        self._calls.close()
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    @property
+    def _limited(self) -> bool:
+        return self._limits.timeout_seconds is not None or self._limits.memory_bytes is not None
+
+    def _worker(self) -> WorkerProcess:
+        if self._process is None:
+            self._process = WorkerProcess(
+                _shipped(self._calls), one_by_one=not self._calls.asynchronous, memory_bytes=self._limits.memory_bytes
+            )
+        return self._process
+
+    def _in_process(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """One by one, whoever is next when the process ends is to blame; side by side nobody is, and each goes again
+        alone."""
+        worker, seconds = self._worker(), self._limits.timeout_seconds or _LONGEST_SECONDS
+        verdicts: list[Verdict] = []
+        side_by_side = self._calls.asynchronous and len(samples) > 1
+        while len(verdicts) < len(samples):
+            # In its event loop each call has its own time; a loop that stands still is noticed by the process's.
+            grace = _LOOP_GRACE_SECONDS if self._calls.asynchronous else 0.0
+            rest = samples[len(verdicts) :]
+            outcome = worker.call(rest[:1] if self._calls.asynchronous and not side_by_side else rest, seconds + grace)
+            verdicts += outcome.verdicts
+            if outcome.fault and side_by_side:
+                side_by_side = False
+            elif outcome.fault:
+                verdicts.append(not_run(outcome.fault, message=outcome.message))
+        return verdicts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._calls, self._limits.model_dump(exclude={"function"}))
+
+
+def _rebuild(kind: type[CallableVerifier], calls: FunctionCalls, limits: dict[str, Any]) -> CallableVerifier:
+    return kind(calls.function, calls.source, **limits)
+
+
+class FunctionCalls(Verifier):
+    """The calls themselves, in this process. `seconds`: for one asynchronous call."""
+
+    def __init__(
+        self, function: RewardFunction, source: FunctionSource | None = None, seconds: float | None = None
+    ) -> None:
+        self.function = function
+        self.source = source
+        self.name = source.name if source else getattr(function, "__qualname__", type(function).__name__)
+        self._seconds = seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        _refuse_wrong_signature(function, self.name)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether it is one by its definition; another may still return something to wait for."""
+        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(type(self.function).__call__)
+
+    def verify(self, sample: Sample) -> Verdict:
+        return self.verify_many([sample])[0]
+
+    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
         answers: list[Any] = [self._call(sample) for sample in samples]
         waiting = [index for index, answer in enumerate(answers) if inspect.isawaitable(answer)]
         if waiting:
@@ -94,7 +207,7 @@ class CallableVerifier(Verifier):
 
     def _call(self, sample: Sample) -> Any:
         try:
-            answer = self._function(sample.completion, sample.row)
+            answer = self.function(sample.completion, sample.row)
             return answer if inspect.isawaitable(answer) else _verdict(answer)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the user's code raises is its own failure)
             return _raised(error)
@@ -104,22 +217,49 @@ class CallableVerifier(Verifier):
             # One loop for all calls: HTTP clients and locks that the function keeps belong to the loop they began in.
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=_run_loop, args=(self._loop,), name="reward-function", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(_all_verdicts(answers), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(_all_verdicts(answers, self._seconds), self._loop).result()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is not None:
-            return type(self).from_source, (self._source,)
-        return type(self), (self._function,)
+        if self.source is not None:
+            return _calls_from_source, (self.source, self._seconds)
+        return type(self), (self.function, None, self._seconds)
 
 
-async def _all_verdicts(answers: list[Awaitable[Any]]) -> list[Verdict]:
-    return await asyncio.gather(*[_one_verdict(answer) for answer in answers])
+def _calls_from_source(source: FunctionSource, seconds: float | None) -> FunctionCalls:
+    return FunctionCalls(loaded(source), source, seconds)
 
 
-async def _one_verdict(answer: Awaitable[Any]) -> Verdict:
+def loaded(source: FunctionSource) -> RewardFunction:
+    """The function. Raises UserError where its file does not load or has none of that name."""
+    module = _load_module(source)
+    if not hasattr(module, source.name):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UserError(f"{source.path} has no function `{source.name}`{nearest(source.name, known)}")
+    return getattr(module, source.name)
+
+
+def _shipped(calls: FunctionCalls) -> bytes:
+    """A pickle for another process, which has the same packages but not this one's main module."""
+    if calls.source is not None:
+        return pickle.dumps(calls)
+    # Ray takes a second to import, and only a function that is in no file needs its way to ship code.
+    from ray import cloudpickle
+
+    return cloudpickle.dumps(calls)
+
+
+async def _all_verdicts(answers: list[Awaitable[Any]], seconds: float | None) -> list[Verdict]:
+    return await asyncio.gather(*[_one_verdict(answer, seconds) for answer in answers])
+
+
+async def _one_verdict(answer: Awaitable[Any], seconds: float | None) -> Verdict:
+    limit = asyncio.timeout(seconds)
     try:
-        return _verdict(await answer)
+        async with limit:
+            return _verdict(await answer)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (as in `_call`)
+        if limit.expired():
+            return not_run("timeout", message=f"no answer within {seconds:g} s")
         return _raised(error)
 
 
@@ -159,7 +299,8 @@ def _is_reward(value: Any) -> bool:
 def _raised(error: BaseException) -> Verdict:
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return not_run("exception", type=type(error).__name__, message=printable(str(error), 500), where=where)
+    reason = "memory" if isinstance(error, MemoryError) else "exception"
+    return not_run(reason, type=type(error).__name__, message=printable(str(error), 500), where=where)
 
 
 def _refuse_wrong_signature(function: RewardFunction, name: str) -> None:

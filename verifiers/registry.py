@@ -12,14 +12,25 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from headrace.verifiers.base import Verifier, VerifierSpec, nearest
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.code import CodeVerifier
+from headrace.verifiers.composition import AllOf, ByRow, Composite, FirstApplicable, WeightedSum
+from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.function import CallableVerifier
 from headrace.verifiers.regex import RegexVerifier
 from headrace.verifiers.tool_call import ToolCallVerifier
 
 ENTRY_POINT_GROUP = "headrace.verifiers"
 
-BUILT_IN: dict[str, type[Verifier]] = {"regex": RegexVerifier, "tool_call": ToolCallVerifier}
+BUILT_IN: dict[str, type[Verifier]] = {
+    "all_of": AllOf,
+    "by_row": ByRow,
+    "code": CodeVerifier,
+    "first_applicable": FirstApplicable,
+    "python": CallableVerifier,
+    "regex": RegexVerifier,
+    "tool_call": ToolCallVerifier,
+    "weighted_sum": WeightedSum,
+}
 
 
 def verifier_names() -> list[str]:
@@ -37,12 +48,15 @@ def build_verifier(spec: VerifierSpec) -> Verifier:
     if spec.verifier is not None and spec.function is not None:
         raise UserError("the reward names both a `verifier` and a `function`; keep one of them")
     if spec.function is not None:
-        if spec.options:
-            raise UserError(f"option `{next(iter(spec.options))}`: a reward function has no options; remove them")
-        return CallableVerifier.from_file(spec.function, base_dir)
+        if "function" in spec.options:
+            raise WrongOption("function", "option `function`: the reward names its function already; remove it")
+        return CallableVerifier.from_options({**spec.options, "function": spec.function}, base_dir)
     if spec.verifier is None:
         raise UserError(f"the reward names neither a `verifier` ({', '.join(verifier_names())}) nor a `function`")
-    return _verifier_class(spec.verifier).from_options(spec.options, base_dir)
+    kind = _verifier_class(spec.verifier)
+    if issubclass(kind, Composite):
+        return kind.compose(spec.options, base_dir, build_verifier)
+    return kind.from_options(spec.options, base_dir)
 
 
 def _verifier_class(name: str) -> type[Verifier]:

@@ -22,7 +22,7 @@ from headrace.verifiers import (
     ("spec", "complaint"),
     [
         (VerifierSpec(verifier="tool_cal"), "unknown verifier `tool_cal`; did you mean `tool_call`"),
-        (VerifierSpec(verifier="zzz"), "unknown verifier `zzz`; there are: regex, tool_call"),
+        (VerifierSpec(verifier="zzz"), "unknown verifier `zzz`; there are: all_of, by_row, .*, weighted_sum"),
         (VerifierSpec(verifier="regex", options={"patern": "a"}), "unknown option `patern` .*did you mean `pattern`"),
         (VerifierSpec(verifier="regex", options={"full_match": "maybe"}), "option `full_match` of verifier `regex`"),
         (VerifierSpec(verifier="regex", options={"pattern": 7}), "option `pattern` of verifier `regex`"),

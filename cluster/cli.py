@@ -52,18 +52,20 @@ def run(
         sys.stdout.write(dump_job(config))
         return
     display = make_display(Console())
-    display.event("loading torch and transformers")
-    # Here, and not above: torch and transformers take seconds to load, and only this command and `export` need them.
     try:
-        from headrace.cluster.trainer import run_job
-    except BaseException:
-        display.close()
-        raise
+        display.event("loading torch and transformers")
+        # Here, and not above: torch and transformers take seconds to load, and only this command and `export` need them.
+        try:
+            from headrace.cluster.trainer import run_job
+        except BaseException:
+            display.close()
+            raise
 
-    try:
         run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
     except WrongValue as error:
         raise located(error, job, context.args) from error
+    except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
+        raise asyncio.CancelledError from error
 
 
 @app.command()
@@ -118,7 +120,7 @@ def main() -> None:
         sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {first_line(error)}\n")
         _log_failure()
         sys.exit(1)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         sys.stderr.write("headrace: stopped\n")
         sys.exit(130)
 

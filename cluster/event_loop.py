@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TAKE_BACK_SECONDS = 0.002  # for how long a signal may be somebody else's
 
 
 def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
@@ -51,6 +52,10 @@ class Interrupts:
             self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
         return self
 
+    def _take_back(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._arrived)
+
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
         """Around a start that a second signal may break off, since it can take long and leaves nothing that its owner does
@@ -63,12 +68,23 @@ class Interrupts:
             self._starting = True
             self._break_off()
             yield
-        except SystemExit as error:  # Ray's answer to SIGTERM: it takes that signal as it starts a cluster
-            raise KeyboardInterrupt from error
         finally:
             self._starting = False
-            for number in self._before:
-                signal.signal(number, self._arrived)
+            self._take_back()
+
+    def keep_during(self, work: Callable[[], None]) -> None:
+        """Do `work`, which takes the signals away from us underneath Python: Ray's shutdown gives SIGTERM its default
+        effect, the end of this process there and then. So it gets a thread, and this one takes them back all the while."""
+        if not self._before:
+            work()
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="shutdown") as thread:
+            working = thread.submit(work)
+            while not working.done():
+                self._take_back()
+                wait([working], TAKE_BACK_SECONDS)
+        self._take_back()
+        working.result()
 
     def _break_off(self) -> None:
         if self._starting and self._early >= 2:

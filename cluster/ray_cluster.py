@@ -8,17 +8,20 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import msgspec
 import psutil
 import ray
 import structlog
+from ray._private import utils as ray_utils  # for what `ray.init` leaves no choice
 from ray._private.state import available_resources_per_node  # DeveloperAPI, and nowhere else by node
 from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
+from headrace.cluster.event_loop import Interrupts
 from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
 from headrace.cluster.pool import RunFailed, first_line
 from headrace.verifiers.child_status import keep_child_statuses
@@ -46,12 +49,9 @@ class ClusterInfo(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def ray_cluster(job: JobConfig, starting: AbstractContextManager[None] | None = None) -> Iterator[ClusterInfo]:
-    """Connect, or start a cluster; leave it, or end it, at the end.
-
-    Args:
-        starting: entered for as long as connecting or starting takes. What may interrupt the caller does so in it and not
-            later: a cluster that is left half would stay.
+def ray_cluster(job: JobConfig, interrupts: Interrupts) -> Iterator[ClusterInfo]:
+    """Connect, or start a cluster; leave it, or end it, at the end. Signals may break off the start, and never the end: of
+    a cluster that is left half something would stay.
 
     Raises:
         UserError: the cluster cannot be reached, or the job does not fit it, or this process is in a Ray cluster already.
@@ -65,7 +65,7 @@ def ray_cluster(job: JobConfig, starting: AbstractContextManager[None] | None = 
         check_answers(address)
     with environment(RAY_SETTINGS), nullcontext() if address else scratch_folder() as scratch:
         try:
-            with starting or nullcontext():
+            with interrupts.breaking_off(), sigterm_left_alone():
                 start_ray(job, address, scratch)
                 nodes = ray_nodes(ray.nodes())
                 custom = custom_resources(nodes)
@@ -75,8 +75,20 @@ def ray_cluster(job: JobConfig, starting: AbstractContextManager[None] | None = 
                     check_free(wanted)
             yield ClusterInfo(is_local=address is None, custom=custom)
         finally:
-            leave(scratch)
+            interrupts.keep_during(partial(leave, scratch))
             keep_child_statuses()  # Ray has let this process ignore them, and whoever runs a job from Python has others
+
+
+@contextmanager
+def sigterm_left_alone() -> Iterator[None]:
+    """`ray.init` has a handler of its own for SIGTERM, which raises SystemExit wherever the process happens to be, also
+    where it ends what was started; and no option to do without."""
+    before = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = before
 
 
 @contextmanager
@@ -154,6 +166,8 @@ def leave(scratch: str | None) -> None:
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             family += [root, *root.children(recursive=True)]
             segments.update(segments_of(root.pid))
+            if not ray.is_initialized():  # the start was broken off, and Ray does not know what it has started
+                root.terminate()
     ray.shutdown()
     _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
     for process in alive:

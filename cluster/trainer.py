@@ -20,7 +20,7 @@ from headrace.cluster.controller import Controller
 from headrace.cluster.display import Display, make_display, ticking
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.event_loop import Interrupts, run_to_end
-from headrace.cluster.fleet import VLLM_ENGINE, Fleet, check_room
+from headrace.cluster.fleet import VLLM_ENGINE, Fleet
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, check_engine_arguments, prepare
 from headrace.cluster.prompt_source import PromptSource
@@ -94,7 +94,7 @@ def run_job(
         with (
             Interrupts() as interrupts,
             ticking(display) as stop_ticking,
-            ray_cluster(job, interrupts.breaking_off()) as cluster,
+            ray_cluster(job, interrupts) as cluster,
         ):
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
@@ -165,7 +165,7 @@ async def _run(
         recorder.event(cut)
     recorder.fleet = fleet = Fleet(prepared, cluster.custom, log_dir, recorder.event, engine_class)
     controller = Controller(prepared, fleet, folder, recorder)
-    endpoint = Endpoint(recorder.status, scaler(fleet, prepared.job), recorder.telemetry.registry)
+    endpoint = Endpoint(recorder.status, scaler(fleet), recorder.telemetry.registry)
     interrupts.deliver_to(on_interrupt(controller, recorder, asyncio.current_task()))
     folder.write_controller(await endpoint.start(prepared.job.metrics.host, prepared.job.metrics.port))
     watching = asyncio.create_task(recorder.watch(), name="watch the run")
@@ -218,14 +218,14 @@ def cut_notice(rollout: RolloutSection) -> str | None:
     )
 
 
-def scaler(fleet: Fleet, job: JobConfig) -> Callable[[ScaleRequest], Awaitable[None]]:
+def scaler(fleet: Fleet) -> Callable[[ScaleRequest], Awaitable[None]]:
     """What brings both pools to their numbers, or raises UserError and leaves both as they are."""
 
     async def scale(request: ScaleRequest) -> None:
         rollout = request.rollout or fleet.rollout.target
         verification = request.verification or fleet.verification.target
         if rollout > fleet.rollout.target or verification > fleet.verification.target:
-            check_room(job, rollout, verification)
+            await fleet.check_room(rollout, verification)
         asked = [(fleet.rollout, request.rollout), (fleet.verification, request.verification)]
         changes = [(pool, target) for pool, target in asked if target is not None]
         # What shrinks goes first: a pool that grows looks for room beside the other as it is then.

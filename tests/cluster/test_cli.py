@@ -144,3 +144,12 @@ def test_the_help_opens_with_what_the_program_does(monkeypatch, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0].startswith("Usage: ")
     assert lines[1].startswith("Headrace trains language models")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
+def test_a_run_that_is_stopped_at_once_says_so(command, capsys, error):
+    def run_job(*arguments: object, **options: object) -> None:
+        raise error
+
+    assert command(run_job) == 130
+    assert capsys.readouterr().err == "headrace: stopped\n"

@@ -1,10 +1,14 @@
 """A run's event loop and its signals, from a plain thread, from a running loop, and from a thread beside the main one."""
 
 import asyncio
+import ctypes
 import os
+import re
 import signal
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -117,27 +121,44 @@ def test_a_failed_start_ends_with_its_error_whatever_signals_come_meanwhile(earl
     assert start.ended
 
 
-def leave_at_once(number: int, frame: object) -> None:
-    raise SystemExit(number)  # as Ray's handler does
+def is_caught(number: int) -> bool:
+    """Whether the system calls somebody when the signal comes to this process, whatever Python knows of it."""
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-def take_over(*then: int) -> None:
-    signal.signal(signal.SIGTERM, leave_at_once)
-    arrive(*then)
+def lose_sigterm() -> None:
+    """As Ray's shutdown does, in its compiled code."""
+    ctypes.CDLL(None).signal(signal.SIGTERM, 0)
 
 
-def test_a_signal_that_is_taken_over_in_the_start_breaks_it_off_and_does_not_disturb_its_end():
-    start, before = Start(), signal.getsignal(signal.SIGTERM)
-    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
-        start(interrupts, lambda: take_over(signal.SIGTERM))
-    assert start.ended
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_a_signal_that_is_lost_underneath_python_is_taken_back_before_what_loses_it_is_done():
+    def shut_down() -> None:
+        lose_sigterm()
+        end = time.monotonic() + 10
+        while not is_caught(signal.SIGTERM) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert is_caught(signal.SIGTERM)
+        arrive(signal.SIGTERM)
+
+    with Interrupts() as interrupts:
+        interrupts.keep_during(shut_down)
+        interrupts.keep_during(lose_sigterm)
+        assert is_caught(signal.SIGTERM)
+
+
+def test_what_goes_wrong_while_the_signals_are_kept_is_told():
+    def fail() -> None:
+        raise ValueError("no shutdown")
+
+    with Interrupts() as interrupts, pytest.raises(ValueError, match="no shutdown"):
+        interrupts.keep_during(fail)
 
 
 def test_signals_that_the_start_has_taken_over_reach_the_run():
     with Interrupts() as interrupts:
         with interrupts.breaking_off():
-            take_over()
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
         assert run_to_end(interrupted(interrupts, signal.SIGTERM))
 
 

@@ -13,6 +13,7 @@ from ray.exceptions import OwnerDiedError
 
 from headrace.actors.engine import EngineSettings, Output
 from headrace.actors.generator import Generator, GeneratorSettings
+from headrace.cluster.event_loop import Interrupts
 from headrace.cluster.job_file import load_job
 from headrace.cluster.members import Requirements, VerificationKind
 from headrace.cluster.queue_actor import GeneratorEntry, QueueActor
@@ -53,7 +54,9 @@ class OwningGenerator(Generator):
 @pytest.fixture
 def cluster(letters_job) -> Iterator[None]:
     ray.shutdown()  # a test before may have left one
-    with ray_cluster(load_job(letters_job)):
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_cluster(load_job(letters_job), Interrupts()):
+        assert signal.getsignal(signal.SIGTERM) is before, "Ray's own handler would interrupt the end of the cluster"
         yield
 
 

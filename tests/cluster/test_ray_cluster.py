@@ -12,13 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._private import utils
 from ray.exceptions import AuthenticationError
 from rich.console import Console
 
 from headrace.actors.shared_memory import SHARED_MEMORY
 from headrace.cluster import ray_cluster as module
 from headrace.cluster.display import PlainDisplay
-from headrace.cluster.event_loop import SIGNALS
+from headrace.cluster.event_loop import SIGNALS, Interrupts
 from headrace.cluster.job_file import load_job
 from headrace.cluster.ray_cluster import RayNotStarted, ray_cluster
 from headrace.cluster.trainer import run_job
@@ -64,7 +65,7 @@ def fake(monkeypatch, tmp_path) -> FakeRay:
 
 
 def test_a_cluster_of_our_own_leaves_no_folder(letters_job, fake):
-    with ray_cluster(load_job(letters_job)) as cluster:
+    with ray_cluster(load_job(letters_job), Interrupts()) as cluster:
         assert cluster.is_local
         assert fake.scratch.exists()
     assert not fake.scratch.exists()
@@ -85,7 +86,7 @@ sys.stdin.read()
 def test_what_outlives_ray_is_ended_with_its_shared_memory(letters_job, fake, monkeypatch):
     monkeypatch.setattr(module, "END_SECONDS", 0.05)
     segment = SHARED_MEMORY / f"headrace-test-{uuid.uuid4().hex}"
-    with ray_cluster(load_job(letters_job)):
+    with ray_cluster(load_job(letters_job), Interrupts()):
         command = [sys.executable, "-c", HOLDER, str(segment), str(fake.scratch)]
         stubborn = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -96,12 +97,39 @@ def test_what_outlives_ray_is_ended_with_its_shared_memory(letters_job, fake, mo
     other.communicate(b"\n")
 
 
+TOLD = """
+import pathlib, signal, sys
+def told(number, frame):
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, told)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_start_that_was_broken_off_has_started_is_told_to_end(letters_job, fake, tmp_path):
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one_and_stop() -> None:
+        command = [sys.executable, "-c", TOLD, str(tmp_path / "told"), str(fake.scratch)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert started[0].stdout.readline() == b"ready\n"
+        arrive(*SIGNALS)
+
+    fake.while_starting = start_one_and_stop
+    with pytest.raises(KeyboardInterrupt):
+        start_run(letters_job)
+    assert not psutil.pid_exists(started[0].pid)
+    assert (tmp_path / "told").exists(), "it was left to itself until it had to be killed"
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("no room for the object store"), KeyError("a bug of Ray's")])
 def test_a_cluster_that_does_not_start_leaves_no_folder_and_no_process(letters_job, fake, failure):
     fake.failure = failure
     with (
         pytest.raises(UserError if isinstance(failure, RuntimeError) else KeyError),
-        ray_cluster(load_job(letters_job)),
+        ray_cluster(load_job(letters_job), Interrupts()),
     ):
         pass
     assert fake.scratch.parent.exists() and not fake.scratch.exists()
@@ -118,10 +146,6 @@ def start_run(job: Path) -> None:
     run_job(load_job(job), display=display, engine_class="headrace.actors.small_engine:SmallEngine")
 
 
-def as_ray_takes_sigterm() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-
-
 @pytest.mark.parametrize("early", [(), (signal.SIGINT,), (signal.SIGTERM,)])
 def test_signals_that_come_while_a_failed_start_is_left_change_nothing(letters_job, fake, early):
     fake.failure = RuntimeError("no room for the object store")
@@ -134,13 +158,12 @@ def test_signals_that_come_while_a_failed_start_is_left_change_nothing(letters_j
     assert not (letters_job.parent / "run").exists()
 
 
-@pytest.mark.parametrize("taken", [False, True])
-def test_a_start_that_is_broken_off_is_left_whatever_signals_come_meanwhile(letters_job, fake, taken):
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_start_that_is_broken_off_is_left_whatever_signals_come_meanwhile(letters_job, fake, second):
     def stop() -> None:
-        if taken:
-            as_ray_takes_sigterm()
-        arrive(signal.SIGINT)
+        utils.set_sigterm_handler(lambda number, frame: sys.exit(number))  # as `ray.init` does
         arrive(signal.SIGTERM)
+        arrive(second)
         raise AssertionError("the start goes on")
 
     fake.while_starting = stop
@@ -155,7 +178,7 @@ def test_a_cluster_that_is_not_up_in_time_is_one_line(letters_job, fake):
     fake.failure = Exception("The current node timed out during startup.")
     with (
         pytest.raises(RayNotStarted, match=r"^Ray: The current node timed out during startup\.$"),
-        ray_cluster(load_job(letters_job)),
+        ray_cluster(load_job(letters_job), Interrupts()),
     ):
         pass
 
@@ -163,7 +186,7 @@ def test_a_cluster_that_is_not_up_in_time_is_one_line(letters_job, fake):
 def test_a_job_that_does_not_fit_leaves_no_folder(letters_job, fake):
     with (
         pytest.raises(UserError, match="does not fit the cluster"),
-        ray_cluster(load_job(letters_job, ["--rollout.cpus", "64"])),
+        ray_cluster(load_job(letters_job, ["--rollout.cpus", "64"]), Interrupts()),
     ):
         pass
     assert not fake.scratch.exists()
@@ -177,7 +200,7 @@ def test_a_cluster_that_cannot_be_joined_is_named_with_what_a_token_needs(letter
         pytest.raises(
             UserError, match=r"cannot join the Ray cluster at 'ray://head': no .*RAY_AUTH_MODE=token"
         ) as error,
-        ray_cluster(load_job(letters_job)),
+        ray_cluster(load_job(letters_job), Interrupts()),
     ):
         pass
     assert "\n" not in str(error.value)
@@ -185,7 +208,7 @@ def test_a_cluster_that_cannot_be_joined_is_named_with_what_a_token_needs(letter
 
 def test_a_cluster_that_the_process_is_in_already_is_left_alone(letters_job, fake, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    with pytest.raises(UserError, match="has called ray"), ray_cluster(load_job(letters_job)):
+    with pytest.raises(UserError, match="has called ray"), ray_cluster(load_job(letters_job), Interrupts()):
         pass
     assert fake.shutdowns == 0
 
@@ -196,12 +219,12 @@ def test_a_cluster_that_other_jobs_fill_is_not_waited_for(letters_job, fake, mon
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     free = {"n": {"CPU": 8.0}}
     monkeypatch.setattr(module, "available_resources_per_node", lambda: free)
-    with ray_cluster(load_job(letters_job)):
+    with ray_cluster(load_job(letters_job), Interrupts()):
         pass
     free["n"] = {"CPU": 0.5}
     with (
         pytest.raises(UserError, match=r"no place for rollout-0 .*other jobs hold the rest"),
-        ray_cluster(load_job(letters_job)),
+        ray_cluster(load_job(letters_job), Interrupts()),
     ):
         pass
 
@@ -211,17 +234,17 @@ def test_what_an_ended_job_has_held_comes_back(letters_job, fake, monkeypatch):
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     answers = iter([{}, {"n": {"CPU": 0.0}}, {"n": {"CPU": 8.0}}])
     monkeypatch.setattr(module, "available_resources_per_node", lambda: next(answers))
-    with ray_cluster(load_job(letters_job)) as cluster:
+    with ray_cluster(load_job(letters_job), Interrupts()) as cluster:
         assert not cluster.is_local
 
 
 def test_what_ray_is_told_by_the_environment_is_told_to_nobody_after_it(letters_job, fake, monkeypatch):
     before = dict(os.environ)
-    with ray_cluster(load_job(letters_job)):
+    with ray_cluster(load_job(letters_job), Interrupts()):
         assert os.environ.items() >= module.RAY_SETTINGS.items()
     assert dict(os.environ) == before
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    with ray_cluster(load_job(letters_job)):
+    with ray_cluster(load_job(letters_job), Interrupts()):
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
@@ -229,7 +252,7 @@ def test_what_ray_is_told_by_the_environment_is_told_to_nobody_after_it(letters_
 def test_a_process_that_ran_a_job_knows_again_how_its_children_end(letters_job, fake):
     before = signal.getsignal(signal.SIGCHLD)
     try:
-        with ray_cluster(load_job(letters_job)):
+        with ray_cluster(load_job(letters_job), Interrupts()):
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as Ray does
         assert subprocess.run([sys.executable, "-c", "raise SystemExit(7)"]).returncode == 7
     finally:

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-import ray
 from rich.console import Console
 
 from headrace.cluster import trainer
@@ -178,7 +177,7 @@ class ClusterWanted(Exception):
 def resume(letters_job, started, monkeypatch):
     """Take up the run in the folder, as far as the cluster."""
 
-    def no_cluster(job, starting) -> None:
+    def no_cluster(job, interrupts) -> None:
         raise ClusterWanted
 
     monkeypatch.setattr(trainer, "ray_cluster", no_cluster)
@@ -256,11 +255,15 @@ def test_sampling_from_a_cut_distribution_is_warned_of(letters_job, words, given
 
 
 class FakeFleet:
-    """Two pools of one member each, and the changes in their order."""
+    """Two pools of one member each, room for four, and the changes in their order."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[str, int]] = []
         self.rollout, self.verification = (FakePool(name, self.changes) for name in ("rollout", "verification"))
+
+    async def check_room(self, generators: int, workers: int) -> None:
+        if generators + workers > 4:
+            raise UserError("no place for the fifth")
 
 
 class FakePool:
@@ -273,33 +276,25 @@ class FakePool:
         self._changes.append((self._name, target))
 
 
-@pytest.fixture
-def job_on_one_node(letters_job, monkeypatch):
-    """The job, in a cluster with room for four members beside the learner's rank."""
-    node = {"NodeManagerAddress": "node-1", "Alive": True, "Resources": {"CPU": 2.5, "memory": 2.0**40}}
-    monkeypatch.setattr(ray, "nodes", lambda: [node])
-    return load_job(letters_job)
-
-
-async def test_a_scale_request_reaches_the_pools_that_it_names(job_on_one_node):
+async def test_a_scale_request_reaches_the_pools_that_it_names():
     fleet = FakeFleet()
-    scale = scaler(fleet, job_on_one_node)
+    scale = scaler(fleet)
     await scale(ScaleRequest(rollout=3))
     await scale(ScaleRequest(verification=1))
     assert fleet.changes == [("rollout", 3), ("verification", 1)]
 
 
 @pytest.mark.parametrize("request_", [ScaleRequest(2, 3), ScaleRequest(4, 1), ScaleRequest(1, 4)])
-async def test_a_scale_request_of_which_a_part_has_no_room_changes_nothing(job_on_one_node, request_):
+async def test_a_scale_request_of_which_a_part_has_no_room_changes_nothing(request_):
     fleet = FakeFleet()
     with pytest.raises(UserError, match="no place for"):
-        await scaler(fleet, job_on_one_node)(request_)
+        await scaler(fleet)(request_)
     assert fleet.changes == []
 
 
-async def test_one_pool_makes_room_for_the_other(job_on_one_node):
+async def test_one_pool_makes_room_for_the_other():
     fleet = FakeFleet()
-    scale = scaler(fleet, job_on_one_node)
+    scale = scaler(fleet)
     await scale(ScaleRequest(3, 1))
     await scale(ScaleRequest(1, 3))
     await scale(ScaleRequest(3, 1))

@@ -1,0 +1,212 @@
+"""Final answers to mathematical questions, against gold: our own strictness in front of math-verify's algebra.
+
+Here are the options and the process that the check runs in; `math_answer.py` finds the answer in the completion,
+`math_form.py` and `math_quantity.py` read it, `math_compare.py` decides.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
+from headrace.verifiers.confinement import require_confinement
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.limited_process import LimitedProcess, Limits
+from headrace.verifiers.math_answer import LONGEST_ANSWER, AnswerFault, FoundAnswer, boxes, find_answer
+from headrace.verifiers.math_compare import MATCH, Outcome, compare, is_word, warm_up
+from headrace.verifiers.math_form import clean
+from headrace.verifiers.math_quantity import read_list
+from headrace.verifiers.records import Sample, Verdict, VerdictKind
+
+_ITSELF = "check_gold"  # in place of a completion's row: gold against itself, through the whole algebra
+
+_OTHER = "q_{7}+1"
+
+
+class MathOptions(Options):
+    answer_field: str = "answer"
+    """Row field with gold: text, LaTeX or a number."""
+    require_box: bool = False
+    """Only what is in a box is an answer."""
+    thinking_end: str | None = "</think>"
+    """What a completion says before the last of these marks is not looked at; none: all is."""
+    evaluated: bool = True
+    """A number must be given as a number: 2^{10}, \\sqrt{16} or a sum that restates the question are not taken for it."""
+    units: bool = True
+    """Two units that differ are an error; a missing one never is."""
+    sandbox: bool = True
+    """Check in a process of its own, with little memory and time and without network or files."""
+    timeout_seconds: float = Field(2.0, gt=0, le=3600)
+    """Processor time of one check; sandbox only."""
+    memory_bytes: int = Field(512 << 20, ge=64 << 20)
+    """Memory of one check; sandbox only."""
+
+
+class MathVerifier(Verifier):
+    """The options of `MathOptions` by name. Reward 1 for the right answer, else 0.
+
+    Reasons: `match`; `wrong_answer`, `no_answer`, `unfinished_box`, `several_answers`, `hedged`, `not_a_number`,
+    `unevaluated`, `wrong_unit`, `too_long`, `timeout`, `memory`, `crash`. As infra_error: `bad_row`, `verifier_error`,
+    `verifier_died`, `verifier_failed`.
+
+    Raises UserError for a wrong option, for a missing math-verify, and with `sandbox` where a process cannot be confined.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = parse_options(MathOptions, options, "math")
+        if importlib.util.find_spec("math_verify") is None:
+            raise UserError("verifier `math` needs the package math-verify: pip install 'headrace[math]'")
+        self._process: LimitedProcess | None = None
+        self._check: Callable[[Sample], Verdict] | None = None
+        if self.options.sandbox:
+            require_confinement()
+            limits = Limits(cpu_seconds=self.options.timeout_seconds, memory_bytes=self.options.memory_bytes)
+            self._process = LimitedProcess(f"{__name__}:load_check", self.options.model_dump(mode="json"), limits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.options.model_dump())
+
+    def verify(self, sample: Sample) -> Verdict:
+        return self.verify_many([sample])[0]
+
+    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
+        field = self.options.answer_field
+        needed = [Sample(sample.completion, {field: sample.row.get(field)}) for sample in samples]
+        return self._run(needed)
+
+    def check_row(self, row: dict[str, Any]) -> str | None:
+        field = self.options.answer_field
+        fault = gold_fault(row.get(field), field)
+        if fault is not None:
+            return fault
+        verdict = self._run([Sample("", {field: row[field], _ITSELF: True})])[0]
+        if verdict.kind is VerdictKind.PASS:
+            return None
+        return f"field `{field}`: {printable(str(row[field]), 80)!r} cannot be checked against ({verdict.reason})"
+
+    def _run(self, samples: Sequence[Sample]) -> list[Verdict]:
+        if self._process is not None:
+            return self._process.verify_many(samples)
+        if self._check is None:
+            self._check = MathCheck(self.options).verify
+        return [self._check(sample) for sample in samples]
+
+    def start(self) -> None:
+        if self._process is not None:
+            self._process.start()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.close()
+
+
+def _rebuild(kind: type[MathVerifier], options: dict[str, Any]) -> MathVerifier:
+    return kind(**options)
+
+
+def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:
+    """What the limited process runs. From here on an import is an error of this module's: see `_LateImports`."""
+    check = MathCheck(MathOptions.model_validate(state))
+    warm_up()
+    late = _LateImports()
+    sys.meta_path.append(late)
+
+    def verify(sample: Sample) -> Verdict:
+        late.missing.clear()
+        verdict = check.verify(sample)
+        if late.missing and verdict.kind is not VerdictKind.PASS:
+            raise ImportError(f"not loaded before the process was confined: {', '.join(sorted(late.missing))}")
+        return verdict
+
+    return verify
+
+
+class _LateImports(importlib.abc.MetaPathFinder):
+    """Takes note of modules that nobody finds.
+
+    In a confined process that is any that is not loaded yet, and the library would swallow the ImportError and call the
+    answer wrong.
+    """
+
+    def __init__(self) -> None:
+        self.missing: set[str] = set()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        self.missing.add(fullname)
+
+
+class MathCheck:
+    """The check itself: a pure function of the sample, without limits."""
+
+    def __init__(self, options: MathOptions) -> None:
+        self._options = options
+
+    def verify(self, sample: Sample) -> Verdict:
+        options = self._options
+        answer = sample.row.get(options.answer_field)
+        fault = gold_fault(answer, options.answer_field)
+        if fault is not None:
+            return not_run("bad_row", message=fault)
+        gold = gold_text(answer)
+        if sample.row.get(_ITSELF):
+            # Something that it is not, so that the whole comparison is gone through; what matters is that it ends.
+            compare(gold, _OTHER, evaluated=False, units=False)
+            return scored(1.0, "readable")
+        try:
+            found = find_answer(sample.completion, require_box=options.require_box, thinking_end=options.thinking_end)
+        except AnswerFault as error:
+            return scored(0.0, error.reason)
+        outcome = self._judge(gold, found)
+        return scored(float(outcome.right), outcome.reason, answer=printable(" ; ".join(found.values)))
+
+    def _judge(self, gold: str, found: FoundAnswer) -> Outcome:
+        outcomes = [
+            compare(gold, value, evaluated=self._options.evaluated, units=self._options.units) for value in found.values
+        ]
+        if len(outcomes) == 1:
+            return outcomes[0]
+        if all(outcome.right for outcome in outcomes):
+            return MATCH
+        listing = None if is_word(clean(gold)) else read_list(clean(gold))
+        if listing is not None and len(listing.elements) == len(found.values):
+            joined = compare(
+                gold, ", ".join(found.values), evaluated=self._options.evaluated, units=self._options.units
+            )
+            if joined.right:
+                return joined
+        return Outcome(False, "several_answers")
+
+
+def gold_fault(answer: Any, field: str) -> str | None:
+    """What is wrong with a row's gold, in one clause."""
+    if answer is None:
+        return f"field `{field}` is missing"
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return f"field `{field}` is {type(answer).__name__}, not text or a number"
+    text = str(answer)
+    if not text.strip():
+        return f"field `{field}` is empty"
+    try:
+        gold = gold_text(answer)
+    except AnswerFault:
+        return f"field `{field}` has a box without its end"
+    if not clean(gold):
+        return f"field `{field}` holds no answer: {printable(text, 80)!r}"
+    if len(gold) > LONGEST_ANSWER:
+        return f"field `{field}` has {len(gold)} characters; an answer has at most {LONGEST_ANSWER}"
+    return None
+
+
+def gold_text(answer: str | int | float) -> str:
+    """Gold without what data sets put round it: a box, or a solution that ends with "#### 42"."""
+    text = str(answer).strip()
+    found = boxes(text)
+    if found:
+        return found[-1][2]
+    return text.rpartition("####")[2].strip()

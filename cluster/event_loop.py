@@ -52,9 +52,11 @@ class Interrupts:
             self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
         return self
 
-    def _take_back(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._arrived)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
@@ -86,16 +88,14 @@ class Interrupts:
         self._take_back()
         working.result()
 
+    def _take_back(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._arrived)
+
     def _break_off(self) -> None:
         if self._starting and self._early >= 2:
             self._starting = False
             raise KeyboardInterrupt
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def deliver_to(self, handler: Callable[[], None]) -> None:
         """From now on every signal is a call of `handler` in the running event loop."""

@@ -21,8 +21,10 @@ from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from headrace.cluster.display import make_display
+from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
+from headrace.cluster.offline_verification import verify_file
 from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.status_panel import render_status
@@ -36,6 +38,7 @@ app = typer.Typer(
 )
 log = structlog.get_logger()
 
+CORES = len(psutil.Process().cpu_affinity() or [0])
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder, such as runs/demo.")]
 
 
@@ -105,6 +108,33 @@ def export(
 
     step = export_run(RunFolder(run), output)
     Console().print(f"wrote the weights of step {step} to {output}", highlight=False)
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="A verifier's name, or file.py:function.")],
+    rows: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL or Parquet; each row has a `completion`.")],
+    output: Annotated[Path | None, typer.Option(help="Verdicts as JSONL, in the rows' order.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="One of the verifier's options.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a verifier of its own.")] = CORES,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one call of a worker.")] = 300.0,
+) -> None:
+    """Score the rows of a file, without a cluster. Exit status 1: some rows' check did not run."""
+    try:
+        all_judged = verify_file(name, rows, output, option or [], workers, timeout)
+    except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
+        raise asyncio.CancelledError from error
+    if not all_judged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has, and what it lacks. Exit status 1: a layer that the sandbox needs is missing."""
+    findings = examine()
+    Console().print(render(findings))
+    if any(finding.is_fault for finding in findings):
+        raise typer.Exit(1)
 
 
 def main() -> None:

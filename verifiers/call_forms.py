@@ -1,7 +1,9 @@
 """Tool calls out of a completion's text: the two forms that they are written in.
 
     hermes   <tool_call>{"name": "book_table", "arguments": {"party_size": 4}}</tool_call>, one or several
-    json     {"name": "book_table", "arguments": {"party_size": 4}}, or a list of such objects
+    json     {"name": "book_table", "arguments": {"party_size": 4}}, or a list of such objects; or as OpenAI's API has them,
+             {"id": "1", "type": "function", "function": {"name": "book_table", "arguments": "{\"party_size\": 4}"}}, a list
+             of these, or a message with the list in `tool_calls`. Here alone `arguments` may be a string that holds JSON
 
 Text may stand around a call; whether it is allowed is decided by the caller. JSON is read strictly: no key twice, no NaN,
 no number beyond a double's or a 64-bit integer's range, at most 32 levels.
@@ -22,7 +24,11 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16
 MAX_DEPTH = 32
 MAX_LOOKS = 64  # braces in the text round calls that are tried as the start of another one
-_CALL_START = re.compile(r'\{\s*"(?:name|arguments)"')
+FENCE = "```"
+_CALL_START = re.compile(r'\{\s*"(?:name|arguments|function|tool_calls)"')
+_CALL_KEYS = frozenset({"name", "arguments"})
+_WRAPPER_KEYS = frozenset({"id", "type", "function"})
+_MESSAGE_KEYS = frozenset({"role", "content", "tool_calls"})
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -38,8 +44,8 @@ class ParsedCalls(msgspec.Struct, frozen=True):
 
 
 class CallFault(Exception):
-    """A text that is no call: `reason` is one of `no_call`, `malformed_call`, `duplicate_key`, `not_an_object`,
-    `extra_call`."""
+    """A text that is no call: `reason` is one of `no_call`, `malformed_call`, `code_fence`, `duplicate_key`,
+    `encoded_arguments`, `not_an_object`, `extra_call`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -70,17 +76,25 @@ def _parse_hermes(text: str) -> ParsedCalls:
     while (start := text.find(OPEN, position)) >= 0:
         around.append(text[position:start])
         _refuse_bare_calls(around[-1])
-        value, end = _decode(text, _skip_space(text, start + len(OPEN)))
+        inside = _skip_space(text, start + len(OPEN))
+        _refuse_fence(text, inside)
+        value, end = _decode(text, inside)
         end = _skip_space(text, end)
+        _refuse_fence(text, end)
         if not text.startswith(CLOSE, end):
             raise CallFault("malformed_call", f"no {CLOSE} after the JSON object")
-        _add(calls, value)
+        _add(calls, as_call(value))
         position = end + len(CLOSE)
     if not calls:
         raise CallFault("no_call", f"no {OPEN}")
     around.append(text[position:])
     _refuse_bare_calls(around[-1])
     return ParsedCalls(calls, _joined(around))
+
+
+def _refuse_fence(text: str, position: int) -> None:
+    if text.startswith(FENCE, position):
+        raise CallFault("code_fence", f"a code fence inside {OPEN}")
 
 
 def _refuse_bare_calls(text: str) -> None:
@@ -99,13 +113,12 @@ def _parse_json(text: str) -> ParsedCalls:
     value, end = _decode(text, start)
     around = [text[:start]]
     for item in value if isinstance(value, list) else [value]:
-        _add(calls, item)
+        around += _add_json(calls, item)
     if not calls:
         raise CallFault("no_call", "an empty list")
     # Further calls count as well: a text that lists several must not pass for its first.
     for value, start, next_end in _further_calls(text, end):
-        _add(calls, value)
-        around.append(text[end:start])
+        around += [text[end:start], *_add_json(calls, value)]
         end = next_end
     around.append(text[end:])
     return ParsedCalls(calls, _joined(around))
@@ -134,22 +147,55 @@ def _further_calls(text: str, position: int) -> Iterator[tuple[Any, int, int]]:
 
 
 def _means_a_call(value: dict[str, Any]) -> bool:
-    keys, call_keys = value.keys(), {"name", "arguments"}
-    return keys >= call_keys or (bool(keys) and keys <= call_keys)
+    keys = value.keys()
+    if isinstance(value.get("function"), dict) or "tool_calls" in keys:
+        return True
+    return keys >= _CALL_KEYS or (bool(keys) and keys <= _CALL_KEYS)
 
 
 def _joined(parts: list[str]) -> str:
     return " ".join(stripped for part in parts if (stripped := part.strip()))
 
 
-def _add(calls: list[ToolCall], value: Any) -> None:
+def _add(calls: list[ToolCall], call: ToolCall) -> None:
     if len(calls) == MAX_CALLS:
         raise CallFault("extra_call", f"more than {MAX_CALLS} calls")
-    calls.append(as_call(value))
+    calls.append(call)
+
+
+def _add_json(calls: list[ToolCall], value: Any) -> list[str]:
+    """Add the calls of a value in one of the json forms; the text that a message has beside them."""
+    if not isinstance(value, dict) or "tool_calls" not in value:
+        _add(calls, as_json_call(value))
+        return []
+    if value.keys() - _MESSAGE_KEYS:
+        raise CallFault("malformed_call", "a message with more keys than `role`, `content` and `tool_calls`")
+    if not isinstance(value["tool_calls"], list):
+        raise CallFault("malformed_call", f"`tool_calls` is {_json_type(value['tool_calls'])}, not a list")
+    for item in value["tool_calls"]:
+        _add(calls, as_json_call(item))
+    content = value.get("content")
+    if content is not None and not isinstance(content, str):
+        raise CallFault("malformed_call", f"`content` is {_json_type(content)}, not a string")
+    return [content or ""]
+
+
+def as_json_call(value: Any) -> ToolCall:
+    """`value` as a call, bare or as OpenAI's API has it. Raises CallFault, as `as_call` does."""
+    if not isinstance(value, dict) or "function" not in value or "name" in value:
+        return as_call(value)
+    if value.keys() - _WRAPPER_KEYS:
+        raise CallFault("malformed_call", "a call with more keys than `id`, `type` and `function`")
+    if value.get("type", "function") != "function":
+        raise CallFault("malformed_call", "`type` of a call is not `function`")
+    function = value["function"]
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        function = {**function, "arguments": strict_json(function["arguments"])}
+    return as_call(function)
 
 
 def as_call(value: Any) -> ToolCall:
-    """`value` as a call. Raises CallFault with `not_an_object` or `malformed_call`."""
+    """`value` as a bare call. Raises CallFault with `not_an_object`, `encoded_arguments` or `malformed_call`."""
     if not isinstance(value, dict):
         raise CallFault("not_an_object", f"a call is {_json_type(value)}, not an object")
     for key in ("name", "arguments"):
@@ -157,11 +203,14 @@ def as_call(value: Any) -> ToolCall:
             raise CallFault("malformed_call", f"a call without `{key}`")
     if len(value) > 2:
         raise CallFault("malformed_call", "a call with more keys than `name` and `arguments`")
-    if not isinstance(value["name"], str):
-        raise CallFault("malformed_call", f"`name` is {_json_type(value['name'])}, not a string")
-    if not isinstance(value["arguments"], dict):
-        raise CallFault("not_an_object", f"`arguments` is {_json_type(value['arguments'])}, not an object")
-    return ToolCall(value["name"], value["arguments"])
+    name, arguments = value["name"], value["arguments"]
+    if not isinstance(name, str):
+        raise CallFault("malformed_call", f"`name` is {_json_type(name)}, not a string")
+    if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
+        raise CallFault("encoded_arguments", "`arguments` is a string that holds JSON, not an object")
+    if not isinstance(arguments, dict):
+        raise CallFault("not_an_object", f"`arguments` is {_json_type(arguments)}, not an object")
+    return ToolCall(name, arguments)
 
 
 def _json_type(value: Any) -> str:

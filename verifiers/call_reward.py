@@ -66,6 +66,56 @@ class Shares(msgspec.Struct, frozen=True):
         return min(1.0, earned / weights.total)
 
 
+class GoldCall(msgspec.Struct, frozen=True):
+    """A call as it should be. For each argument the values of which any is right; those in `optional` may be absent."""
+
+    name: str
+    arguments: dict[str, list[Any]]
+    optional: frozenset[str] = frozenset()
+    choices: bool = False  # objects inside the values hold lists of values as well
+
+    def allows(self, argument: str, value: Any) -> bool:
+        allowed = self.arguments.get(argument, [])
+        return any(_fits(value, each) if self.choices else json_equal(value, each) for each in allowed)
+
+    def example(self) -> ToolCall:
+        """One of the calls that are right."""
+        if not self.choices:
+            return ToolCall(self.name, {name: values[0] for name, values in self.arguments.items()})
+        picked = {name: _picked(values) for name, values in self.arguments.items()}
+        return ToolCall(self.name, {name: value for name, value in picked.items() if value is not _ABSENT})
+
+
+_ABSENT: Any = object()
+
+
+def _fits(value: Any, allowed: Any) -> bool:
+    """Whether `value` is one that `allowed` stands for, in which an object's values are lists of what may be there."""
+    if not _holds_choices(allowed):
+        if isinstance(allowed, list) and isinstance(value, list):
+            return len(value) == len(allowed) and all(map(_fits, value, allowed))
+        return json_equal(value, allowed)
+    if not isinstance(value, dict) or value.keys() - allowed.keys():
+        return False
+    return all(
+        any(_fits(value[key], each) for each in choices) if key in value else "" in choices
+        for key, choices in allowed.items()
+    )
+
+
+def _holds_choices(allowed: Any) -> bool:
+    return isinstance(allowed, dict) and bool(allowed) and all(isinstance(each, list) for each in allowed.values())
+
+
+def _picked(values: list[Any]) -> Any:
+    """The first value that is one, as it would be written."""
+    value = next((value for value in values if value != ""), _ABSENT)
+    if _holds_choices(value):
+        picked = {key: _picked(choices) for key, choices in value.items()}
+        return {key: each for key, each in picked.items() if each is not _ABSENT}
+    return [each if each == "" else _picked([each]) for each in value] if isinstance(value, list) else value
+
+
 class _Pair(msgspec.Struct, frozen=True):
     """A call beside the gold call it is compared with."""
 
@@ -81,7 +131,7 @@ class _Pair(msgspec.Struct, frozen=True):
 def judge(
     parsed: ParsedCalls,
     checks: list[CallCheck],
-    answers: list[list[ToolCall]] | None,
+    answers: list[list[GoldCall]] | None,
     weights: RewardWeights,
     allow_text: bool,
 ) -> Verdict:
@@ -125,7 +175,7 @@ def _form_fault(parsed: ParsedCalls, checks: list[CallCheck], clean: bool) -> tu
 
 
 def _against(
-    answer: list[ToolCall], calls: list[ToolCall], checks: list[CallCheck], clean: bool, weights: RewardWeights
+    answer: list[GoldCall], calls: list[ToolCall], checks: list[CallCheck], clean: bool, weights: RewardWeights
 ) -> tuple[Shares, list[_Pair | None], str]:
     """Shares, each call's partner, and the reason, against one right answer."""
     pairs = _pair_up(answer, calls, weights)
@@ -150,7 +200,7 @@ def _against(
     return shares, pairs, reason
 
 
-def _pair_up(answer: list[ToolCall], calls: list[ToolCall], weights: RewardWeights) -> list[_Pair | None]:
+def _pair_up(answer: list[GoldCall], calls: list[ToolCall], weights: RewardWeights) -> list[_Pair | None]:
     """The pairing of calls with gold calls, in any order, that is right in most: parallel calls have no order.
 
     Exact, by dynamic programming over the set of gold calls that are taken, [calls x 2^gold]; both are few.
@@ -178,15 +228,16 @@ def _pair_up(answer: list[ToolCall], calls: list[ToolCall], weights: RewardWeigh
     return [None if index is None else table[place][index] for place, index in enumerate(partners)]
 
 
-def _compare(call: ToolCall, gold: ToolCall) -> _Pair:
+def _compare(call: ToolCall, gold: GoldCall) -> _Pair:
     if call.name != gold.name:
         return _Pair(False, 0.0, {})
-    outcomes = {name: "missing" for name in gold.arguments if name not in call.arguments}
+    absent = gold.arguments.keys() - call.arguments.keys() - gold.optional
+    outcomes = {name: "missing" for name in gold.arguments if name in absent}
     for name, value in call.arguments.items():
         if name not in gold.arguments:
             outcomes[name] = "extra"
         else:
-            outcomes[name] = "match" if json_equal(value, gold.arguments[name]) else "wrong"
+            outcomes[name] = "match" if gold.allows(name, value) else "wrong"
     right = sum(outcome == "match" for outcome in outcomes.values())
     return _Pair(True, right / len(outcomes) if outcomes else 1.0, outcomes)
 

@@ -56,11 +56,10 @@ class ApplicablePartOptions(PartOptions):
 
 
 class CompositeOptions(Options):
-    parts: list[dict[str, Any]]
+    parts: list[dict[str, Any]] = Field([])
 
 
 class ChoiceOptions(CompositeOptions):
-    parts: list[dict[str, Any]] = Field([])
     field: str = "verifier"
     """Row field with a part's name, or with the name of a registered verifier that needs no options."""
     default: str | None = None

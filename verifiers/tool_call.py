@@ -15,8 +15,8 @@ from typing import Any, Self
 from pydantic import Field
 
 from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable
-from headrace.verifiers.call_forms import CallFault, CallForm, ToolCall, as_call, parse_calls
-from headrace.verifiers.call_reward import RewardWeights, judge
+from headrace.verifiers.call_forms import CallFault, CallForm, as_json_call, parse_calls
+from headrace.verifiers.call_reward import GoldCall, RewardWeights, judge
 from headrace.verifiers.confinement import require_confinement
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.limited_process import LimitedProcess, Limits
@@ -42,7 +42,8 @@ class ToolCallOptions(Options):
     gold_field: str = "answer"
     """Row field with the expected calls, a list of {name, arguments} or one of them; a row may have none."""
     alternatives_field: str = "answer_alternatives"
-    """Row field with further answers that are as good, a list of such lists."""
+    """Row field with further answers that are as good, a list of such lists; or with one answer as BFCL has it, a list of
+    {name: {argument: [allowed values]}}, where "" among the values means that the argument may be absent."""
     tools_field: str = "tools"
     """Row field with the row's own tools, in place of the file's."""
     timeout_seconds: float = Field(2.0, gt=0, le=3600)
@@ -151,8 +152,10 @@ class ToolCallCheck:
             parsed = parse_calls(sample.completion, self._options.form)
         except CallFault as fault:
             if fault.reason == "no_call" and answers is not None and [] in answers:
-                return Verdict(VerdictKind.PASS, 1.0, "match", {"matches_gold": True})
-            return Verdict(VerdictKind.FAIL, 0.0, fault.reason, {"message": printable(str(fault))})
+                return Verdict(VerdictKind.PASS, 1.0, "match", {"valid_schema": True, "matches_gold": True})
+            matches = None if answers is None else False
+            details = {"valid_schema": False, "matches_gold": matches, "message": printable(str(fault))}
+            return Verdict(VerdictKind.FAIL, 0.0, fault.reason, details)
         checks = [tools.check(call) for call in parsed.calls]
         return judge(parsed, checks, answers, self._options.weights, self._options.allow_text)
 
@@ -168,7 +171,7 @@ class ToolCallCheck:
                     json.dumps(call.arguments)
                 except TypeError as error:  # Parquet has types that JSON has not
                     return f"the arguments of the gold call are not JSON: {error}"
-                check = tools.check(call)
+                check = tools.check(call.example())
                 if check.reason:
                     return f"the gold call does not fit its tool ({check.reason}): {check.message}"
         return None
@@ -186,18 +189,19 @@ class ToolCallCheck:
         except TypeError as error:
             raise _BadRow(f"field `{field}` is not JSON: {error}") from error
 
-    def _answers_of(self, row: dict[str, Any]) -> list[list[ToolCall]] | None:
+    def _answers_of(self, row: dict[str, Any]) -> list[list[GoldCall]] | None:
         """Every answer that is right, gold first; None where the row has none."""
         gold, alternatives = row.get(self._options.gold_field), row.get(self._options.alternatives_field)
-        if gold is None:
-            return None
-        answers = [_gold_calls(gold, self._options.gold_field)]
+        answers = [] if gold is None else [_gold_calls(gold, self._options.gold_field)]
         if alternatives is not None:
             field = self._options.alternatives_field
             if not isinstance(alternatives, list):
                 raise _BadRow(f"field `{field}` is {type(alternatives).__name__}, not a list")
-            answers += [_gold_calls(alternative, field) for alternative in alternatives]
-        return answers
+            if any(map(_has_choices, alternatives)):
+                answers.append(_gold_calls(alternatives, field))
+            else:
+                answers += [_gold_calls(alternative, field) for alternative in alternatives]
+        return answers or None
 
 
 class _BadRow(Exception):
@@ -209,11 +213,34 @@ def _row_tools(definitions: str, field: str, check_formats: bool) -> ToolSet:
     return ToolSet.from_definitions(json.loads(definitions), f"`{field}`", check_formats)
 
 
-def _gold_calls(value: Any, field: str) -> list[ToolCall]:
+def _gold_calls(value: Any, field: str) -> list[GoldCall]:
     calls = value if isinstance(value, list) else [value]
     if len(calls) > MAX_GOLD_CALLS:
         raise _BadRow(f"field `{field}` has {len(calls)} calls; at most {MAX_GOLD_CALLS} are compared")
     try:
-        return [as_call(call) for call in calls]
+        return [_choices(call, field) if _has_choices(call) else _gold_call(call) for call in calls]
     except CallFault as fault:
         raise _BadRow(f"field `{field}`: {fault}") from fault
+
+
+def _gold_call(value: Any) -> GoldCall:
+    call = as_json_call(value)
+    return GoldCall(call.name, {name: [value] for name, value in call.arguments.items()})
+
+
+def _has_choices(value: Any) -> bool:
+    """Whether it is a call as BFCL has it: {name: {argument: [allowed values]}}."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    [(name, arguments)] = value.items()
+    return isinstance(arguments, dict) and not (name == "function" and isinstance(arguments.get("name"), str))
+
+
+def _choices(value: dict[str, dict[str, Any]], field: str) -> GoldCall:
+    [(name, arguments)] = value.items()
+    for argument, allowed in arguments.items():
+        if not isinstance(allowed, list) or not allowed:
+            where = f"`{printable(argument, 80)}` of {printable(name, 80)}"
+            raise _BadRow(f"field `{field}`: {where} has no list of allowed values")
+    optional = frozenset(argument for argument, allowed in arguments.items() if "" in allowed)
+    return GoldCall(name, arguments, optional, choices=True)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, cast
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from jsonschema_specifications import REGISTRY
-from referencing import Resource
-from referencing.exceptions import NoSuchResource, Unresolvable
-from referencing.jsonschema import DRAFT202012
+from jsonschema.exceptions import ValidationError
 
 from headrace.verifiers.base import nearest, printable
 from headrace.verifiers.call_forms import CallFault, ToolCall, strict_json
 from headrace.verifiers.errors import UserError
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+from headrace.verifiers.tool_schema import FORMATS, compiled, refuse_invalid
 
 # A tool's schema that says nothing of further arguments means that there are none. Where other schemas take part, only
 # `unevaluatedProperties` sees what they allow; it is slower, so that the plain case does without.
@@ -48,8 +41,7 @@ class Tool:
         schema.setdefault("type", "object")
         if not _SAYS_WHAT_ELSE & schema.keys():
             schema["unevaluatedProperties" if _TAKES_PART & schema.keys() else "additionalProperties"] = False
-        formats = Draft202012Validator.FORMAT_CHECKER if check_formats else None
-        self._validator = Draft202012Validator(schema, registry=REGISTRY, format_checker=formats)
+        self._validator = compiled(schema, check_formats)
 
     def check(self, arguments: dict[str, Any]) -> CallCheck:
         errors = list(self._validator.iter_errors(arguments))
@@ -103,7 +95,7 @@ class ToolSet:
             place = f"{place} ({printable(name, 80)})"
             if name in tools:
                 raise UserError(f"{place}: a tool of that name stands before it")
-            _refuse_invalid_schema(parameters, place)
+            refuse_invalid(parameters, place)
             tools[name] = Tool(name, parameters, check_formats)
         return cls(definitions, tools)
 
@@ -121,9 +113,9 @@ def warm_up() -> None:
     schema = {"properties": {"day": {"type": "string", "format": "date"}}, "required": ["day"]}
     tools = ToolSet.from_definitions([{"name": "warm_up", "parameters": schema}], "warm-up")
     tools.check(ToolCall("warm_up", {"day": "never", "year": 1}))
-    for name in Draft202012Validator.FORMAT_CHECKER.checkers:
+    for name in FORMATS.checkers:
         for text in ("2000-01-01T00:00:00Z", "\u00fc.example", "http://\u00fc.example/{a}"):
-            Draft202012Validator.FORMAT_CHECKER.conforms(text, name)
+            FORMATS.conforms(text, name)
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -175,37 +167,6 @@ def _name_and_parameters(definition: Any, place: str) -> tuple[str, dict[str, An
     if not isinstance(parameters, dict):
         raise UserError(f"{place} ({body['name']}): `parameters` is {type(parameters).__name__}, not an object")
     return body["name"], parameters
-
-
-def _refuse_invalid_schema(schema: dict[str, Any], place: str) -> None:
-    if schema.get("$schema", DIALECT) != DIALECT:
-        raise UserError(f"{place}: `$schema` is {schema['$schema']!r}; tools are read as {DIALECT}")
-    if schema.get("type", "object") != "object":
-        raise UserError(f"{place}: `type` of `parameters` is {schema['type']!r}; arguments are always an `object`")
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise UserError(f"{place}: not a JSON Schema at {error.json_path}: {printable(error.message)}") from error
-    resolver = REGISTRY.resolver_with_root(Resource.from_contents(schema, default_specification=DRAFT202012))
-    for reference in _references(schema):
-        try:
-            resolver.lookup(reference)
-        except (Unresolvable, NoSuchResource) as error:
-            raise UserError(f"{place}: `$ref` {reference!r} leads nowhere; nothing is fetched from afar") from error
-
-
-def _references(schema: Any, at_root: bool = True) -> Iterator[str]:
-    """Every `$ref` in the schema that counts from its root: below an `$id` of its own it does not."""
-    if isinstance(schema, list):
-        for item in schema:
-            yield from _references(item, at_root=False)
-    if not isinstance(schema, dict) or ("$id" in schema and not at_root):
-        return
-    for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str):
-            yield value
-        elif key not in ("const", "enum", "default", "examples"):
-            yield from _references(value, at_root=False)
 
 
 def canonical(definitions: Any) -> str:

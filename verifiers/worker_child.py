@@ -18,6 +18,7 @@ import threading
 import msgspec
 
 from headrace.verifiers.base import Verifier, not_run, printable
+from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict
 
 HEADER = struct.Struct(">Q")  # a frame's length
@@ -88,7 +89,8 @@ def _reply(verifier: Verifier, samples: list[Sample]) -> Reply:
 
 def _fault(error: BaseException) -> Reply:
     reason = "memory" if isinstance(error, MemoryError) else "exception"
-    return Reply(fault=reason, message=printable(f"{type(error).__name__}: {error}", _MOST_SAID))
+    message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return Reply(fault=reason, message=printable(message, _MOST_SAID))
 
 
 def _address_space_bytes() -> int:

@@ -69,6 +69,7 @@ class WorkerProcess:
         self._start_seconds = start_seconds
         self._lock = threading.Lock()
         self._child: _Child | None = None
+        self._retired = False
 
     @property
     def pid(self) -> int | None:
@@ -106,8 +107,9 @@ class WorkerProcess:
         with self._lock:
             self._end()
 
-    def kill(self) -> None:
-        """As `close`, also while another thread waits in `call`, which then has a crash for its outcome."""
+    def retire(self) -> None:
+        """End the process for good, also while another thread waits in `call`, which then has a crash for its outcome."""
+        self._retired = True
         child = self._child
         if child is not None:
             child.kill()
@@ -117,6 +119,9 @@ class WorkerProcess:
             self._end()
         if self._child is None:
             child = self._child = _Child()
+            if self._retired:  # looked at once there is something that `retire` would have to end
+                self._end()
+                raise WorkerFailed("it has been retired")
             setting = Setting(os.getpid(), self._one_by_one, self._memory_bytes)
             head = _frame(msgspec.msgpack.encode(setting)) + _frame(self._payload)
             try:

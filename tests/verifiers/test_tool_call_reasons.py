@@ -40,6 +40,15 @@ def tagged(*texts):
     return "".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
 
 
+def encoded():
+    return json.dumps({"name": "table", "arguments": json.dumps(GOLD["arguments"])})
+
+
+def wrapped(arguments, **more):
+    """A call as OpenAI's API has it."""
+    return json.dumps({"id": "1", "type": "function", "function": {"name": "table", "arguments": arguments}, **more})
+
+
 RIGHT = call(date="2026-03-01", party=4)
 
 
@@ -67,7 +76,9 @@ CASES = [
     ("malformed_call", RIGHT[:-1]),
     ("malformed_call", RIGHT.replace('"', "'")),
     ("malformed_call", f"<tool_call>{RIGHT}"),
-    ("malformed_call", f"<tool_call>```json\n{RIGHT}\n```</tool_call>"),
+    ("code_fence", f"<tool_call>```json\n{RIGHT}\n```</tool_call>"),
+    ("code_fence", f"<tool_call>\n```\n{RIGHT}\n```\n</tool_call>"),
+    ("code_fence", f"<tool_call>{RIGHT}```</tool_call>"),
     ("malformed_call", '{"name": "table"}'),
     ("malformed_call", '{"arguments": {}}'),
     ("malformed_call", '{"name": 7, "arguments": {}}'),
@@ -80,7 +91,31 @@ CASES = [
     ("duplicate_key", '{"name": "table", "arguments": {"party": 4, "party": 4, "date": "2026-03-01"}}'),
     ("not_an_object", "[1]"),
     ("not_an_object", tagged('"table"')),
-    ("not_an_object", '{"name": "table", "arguments": "{\\"party\\": 4}"}'),
+    ("encoded_arguments", encoded()),
+    ("encoded_arguments", tagged(encoded())),
+    ("not_an_object", '{"name": "table", "arguments": "party"}'),
+    ("match", wrapped(json.dumps(GOLD["arguments"]))),
+    ("match", wrapped(GOLD["arguments"])),
+    ("match", f"[{wrapped(json.dumps(GOLD['arguments']))}]"),
+    ("match", json.dumps({"tool_calls": [json.loads(wrapped(json.dumps(GOLD["arguments"])))]})),
+    (
+        "match",
+        json.dumps({"role": "assistant", "content": None, "tool_calls": [json.loads(wrapped(GOLD["arguments"]))]}),
+    ),
+    ("extra_text", json.dumps({"content": "Sure!", "tool_calls": [json.loads(wrapped(GOLD["arguments"]))]})),
+    ("no_call", json.dumps({"role": "assistant", "content": "Sure!", "tool_calls": []})),
+    ("malformed_call", json.dumps({"tool_calls": {}})),
+    ("malformed_call", json.dumps({"tool_calls": [GOLD], "content": 7})),
+    ("malformed_call", json.dumps({"tool_calls": [GOLD], "answer": 7})),
+    ("malformed_call", wrapped("{'party': 4}")),
+    ("malformed_call", wrapped("")),
+    ("malformed_call", wrapped("{}", type="code")),
+    ("malformed_call", wrapped("{}", index=0)),
+    ("duplicate_key", wrapped('{"party": 4, "party": 4, "date": "2026-03-01"}')),
+    ("not_an_object", wrapped("[4]")),
+    ("encoded_arguments", wrapped(json.dumps(json.dumps(GOLD["arguments"])))),
+    ("wrong_type", wrapped('{"date": "2026-03-01", "party": "4"}')),
+    ("malformed_call", tagged(wrapped(json.dumps(GOLD["arguments"])))),
     ("not_an_object", '{"name": "table", "arguments": null}'),
     ("unknown_tool", call("tables", party=4)),
     ("missing_argument", call(date="2026-03-01")),
@@ -143,6 +178,79 @@ def test_an_alternative_answer_is_as_good_as_gold(verifier):
     assert verifier.verify(Sample(call("cancel", id="7"), row)).reason == "match"
 
 
+ALLOWED = {"table": {"date": ["2026-03-01", "2026-03-02"], "party": [4], "area": ["", "terrace"]}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "completion", "alternatives"),
+    [
+        ("match", RIGHT, [ALLOWED]),
+        ("match", call(date="2026-03-02", party=4.0, area="terrace"), [ALLOWED]),
+        ("wrong_argument", call(date="2026-03-02", party=4, area="inside"), [ALLOWED]),
+        ("wrong_argument", call(date="2026-03-03", party=4), [ALLOWED]),
+        ("wrong_argument", call(date="2026-03-01", party=4, note="x"), [ALLOWED]),
+        ("missing_argument", call(date="2026-03-01"), [ALLOWED]),
+        ("missing_call", RIGHT, [ALLOWED, {"cancel": {"id": ["7"]}}]),
+        ("match", tagged(call("cancel", id="7"), RIGHT), [ALLOWED, {"cancel": {"id": ["7"]}}]),
+        ("match", call("cancel", id="7"), [[ALLOWED], [{"cancel": {"id": ["7", "8"]}}]]),
+        ("match", call("cancel", id="7"), [CANCEL, GOLD]),
+        ("match", call("hang_up"), [{"hang_up": {}}]),
+        # The first call fits both, the second only one: to give the first away to what it resembles first is wrong.
+        (
+            "match",
+            tagged(call("cancel", id="7"), call("cancel", id="8")),
+            [{"cancel": {"id": ["7", "8"]}}, {"cancel": {"id": ["7"]}}],
+        ),
+    ],
+)
+def test_allowed_values_stand_for_every_answer_that_is_made_of_them(verifier, reason, completion, alternatives):
+    row = {"answer_alternatives": alternatives}
+    assert verifier.check_row(row) is None
+    verdict = verifier.verify(Sample(completion, row))
+    assert verdict.reason == reason
+    assert verdict.details["matches_gold"] == (reason == "match")
+
+
+def test_gold_counts_beside_allowed_values(verifier):
+    row = {"answer": [CANCEL], "answer_alternatives": [ALLOWED]}
+    for completion in (call("cancel", id="7"), RIGHT):
+        assert verifier.verify(Sample(completion, row)).reason == "match"
+
+
+def test_an_argument_that_may_be_absent_is_no_fault_and_no_merit(verifier):
+    row = {"answer_alternatives": [ALLOWED]}
+    without = verifier.verify(Sample(call(date="2026-03-01", party=5), row)).details["shares"]["arguments"]
+    assert without == 0.5
+
+
+def test_allowed_values_inside_an_object_are_lists_as_well():
+    parameters = {"properties": {"guest": {"type": "object"}, "days": {"type": "array"}}}
+    verifier = ToolCallVerifier(sandbox=False)
+    row = {
+        "tools": [{"name": "book", "parameters": parameters}],
+        "answer_alternatives": [
+            {"book": {"guest": [{"name": ["Dana", "D."], "vip": ["", True]}], "days": [[1, 2], ["x"]]}}
+        ],
+    }
+    assert verifier.check_row(row) is None
+    for arguments, reason in (
+        ({"guest": {"name": "D."}, "days": [1, 2]}, "match"),
+        ({"guest": {"name": "Dana", "vip": True}, "days": ["x"]}, "match"),
+        ({"guest": {"name": "Dana", "vip": 1}, "days": [1, 2]}, "wrong_argument"),
+        ({"guest": {"vip": True}, "days": [1, 2]}, "wrong_argument"),
+        ({"guest": {"name": "Dana", "age": 7}, "days": [1, 2]}, "wrong_argument"),
+        ({"guest": {"name": ["Dana", "D."]}, "days": [1, 2]}, "wrong_argument"),
+        ({"guest": {"name": "Dana"}, "days": [2, 1]}, "wrong_argument"),
+    ):
+        assert verifier.verify(Sample(call("book", **arguments), row)).reason == reason
+
+
+def test_what_cannot_be_read_has_no_valid_schema(verifier):
+    for row, matches in (({"answer": [GOLD]}, False), ({}, None)):
+        details = verifier.verify(Sample("no call", row)).details
+        assert (details["valid_schema"], details["matches_gold"]) == (False, matches)
+
+
 def test_details_tell_the_outcome_of_each_argument(verifier):
     completion = call(date="2026-03-02", party="4", wine="red")
     answer = [{"name": "table", "arguments": {"date": "2026-03-01", "party": 4, "time": "19:00"}}]
@@ -181,6 +289,10 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
         ("extra_call", f"[{RIGHT}] {RIGHT}"),
         ("match", RIGHT + ' {see above}, as {"a": 1}'),
         ("match", RIGHT + ' for {"name": "Dana", "party": 4}'),
+        ("extra_call", RIGHT + " or " + wrapped(json.dumps(GOLD["arguments"]))),
+        ("extra_call", RIGHT + ' or {"tool_calls": [' + RIGHT + "]}"),
+        ("malformed_call", RIGHT + ' or {"function": {"na'),
+        ("malformed_call", tagged(RIGHT) + " " + wrapped("{}")),
     ],
 )
 def test_no_second_call_hides_in_allowed_text(tools_file, reason, completion):
@@ -203,6 +315,10 @@ def test_one_form_does_not_accept_the_other(tools_file, form, completion):
         ({"answer": [{"name": "table", "arguments": {"date": "2026-03-01"}}]}, "missing_argument"),
         ({"answer": [GOLD], "answer_alternatives": GOLD}, "`answer_alternatives` is dict"),
         ({"answer": [GOLD] * 9}, "at most 8"),
+        ({"answer_alternatives": [{"table": {"party": 4}}]}, "`party` of table has no list of allowed values"),
+        ({"answer_alternatives": [{"table": {"party": []}}]}, "`party` of table has no list of allowed values"),
+        ({"answer_alternatives": [{"tabel": {"party": [4]}}]}, "unknown_tool"),
+        ({"answer_alternatives": [{"table": {"party": [4]}}]}, "missing_argument"),
         ({"answer": {"name": "table", "arguments": {"date": object()}}}, "not JSON"),
         ({"tools": [{"name": object()}]}, "`tools`"),
         ({"tools": "all"}, "`tools`: the tools are str"),

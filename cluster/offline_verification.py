@@ -1,0 +1,325 @@
+"""Rows scored without a cluster: what `headrace verify` does, and how people try a reward before they spend GPUs on it.
+
+A worker is a process with a verifier of its own (verifiers/worker_process.py) and a thread here that feeds it. As in a job,
+a sample whose check did not run is offered again, alone, and a worker that hangs or ends is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import queue
+import threading
+import time
+import tomllib
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from headrace.cluster.prompt_source import place_of_row, read_rows
+from headrace.verifiers.base import Verifier, VerifierSpec, not_run, printable
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.registry import build_verifier
+from headrace.verifiers.worker_process import Outcome, WorkerFailed, WorkerProcess
+
+BATCH = 64  # samples in one call, at most
+QUICK_SECONDS, SLOW_SECONDS = (
+    0.25,
+    1.0,
+)  # a call below the first is followed by a larger one, above the second by a smaller
+ATTEMPTS = 3  # as verification.attempts has it
+_WAIT_SECONDS = 0.5  # between looks at whether the threads still live
+
+
+class ScoredRow(msgspec.Struct, frozen=True):
+    """A line of the output."""
+
+    id: Any  # the row's own, or its line
+    reward: float | None  # None where the check did not run
+    verdict: str
+    reason: str
+    details: dict[str, Any]
+
+
+class InputRow(msgspec.Struct, frozen=True):
+    id: Any
+    sample: Sample
+
+
+def read_input(path: Path, verifier: Verifier) -> list[InputRow]:
+    """The rows to score, each with its completion. Raises UserError with the line of the first that is wrong."""
+    rows = read_rows(path, "INPUT")
+    inputs = []
+    for number, (line, row) in enumerate(zip(_lines(path, len(rows)), rows, strict=True), 1):
+        if fault := _fault(row, verifier):
+            raise UserError(f"{place_of_row(path, number)}: {fault}")
+        own = row.get("id")
+        inputs.append(InputRow(line if own is None else own, Sample(row["completion"], row)))
+    return inputs
+
+
+def _fault(row: dict[str, Any], verifier: Verifier) -> str | None:
+    completion = row.get("completion")
+    if completion is None:
+        return f"field `completion` is missing; the row has {', '.join(map(printable, sorted(row))) or 'none'}"
+    if not isinstance(completion, str):
+        return f"field `completion` is {type(completion).__name__}, not a string"
+    return verifier.check_row(row)
+
+
+def _lines(path: Path, count: int) -> list[int]:
+    """The line of each row; of a Parquet file, its number."""
+    if path.suffix == ".parquet":
+        return list(range(1, count + 1))
+    with path.open(encoding="utf-8-sig") as lines:
+        return [number for number, line in enumerate(lines, 1) if line.strip()]
+
+
+class Tally:
+    """What the summary is made of."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()  # by verdict and reason
+        self.reward_sum = 0.0
+
+    def add(self, row: ScoredRow) -> None:
+        self.counts[row.verdict, row.reason] += 1
+        self.reward_sum += row.reward or 0.0
+
+    def of(self, kind: VerdictKind) -> int:
+        return sum(count for (verdict, _), count in self.counts.items() if verdict == kind)
+
+    def render(self, seconds: float, workers: int) -> RenderableType:
+        """Verdicts and reasons with their counts, then the mean reward of the rows whose check ran, and the rate."""
+        rows = sum(self.counts.values())
+        judged = rows - self.of(VerdictKind.INFRA_ERROR)
+        table = Table("verdict", "reason", box=None, header_style="dim", pad_edge=False)
+        table.add_column("rows", justify="right")
+        table.add_column("share", justify="right")
+        for kind in VerdictKind:
+            for (verdict, reason), count in self.counts.most_common():
+                if verdict == kind:
+                    shown = f"[{_STYLES[kind]}]{verdict}[/]"
+                    table.add_row(shown, escape(printable(reason, 60)), str(count), f"{count / rows:.1%}")
+        mean = f"mean reward {self.reward_sum / judged:.4f} over {judged} rows" if judged else "no row was judged"
+        rate = f"{rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows per second, {workers} workers"
+        return Group(table, "", mean, rate)
+
+
+_STYLES = {VerdictKind.PASS: "green", VerdictKind.FAIL: "yellow", VerdictKind.INFRA_ERROR: "red"}
+
+
+def verify_file(
+    name: str, path: Path, output: Path | None, options: Sequence[str], workers: int, call_seconds: float
+) -> bool:
+    """Score the rows of `path` and print a summary; whether every row was judged.
+
+    Args:
+        name: a registered verifier, or `file.py:function`.
+        output: JSONL of `ScoredRow`s, in the rows' order.
+        options: the verifier's, each `key=value`; a value is TOML, or else text, and relative paths start at the working
+            directory.
+
+    Raises:
+        UserError: a wrong name, option, row (by line) or path; nothing has been started then.
+    """
+    verifier = build_verifier(_spec(name, parse_assignments(options)))
+    inputs = read_input(path, verifier)
+    if output is not None and output.exists() and output.samefile(path):
+        raise UserError(f"--output: {output} is the input itself")
+    tally, console = Tally(), Console()
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(_opened(output)) if output is not None else None
+        errors = Console(stderr=True)
+        progress = stack.enter_context(Progress(console=errors, transient=True, disable=not errors.is_terminal))
+        task = progress.add_task("verifying", total=len(inputs))
+        rows = stack.enter_context(contextlib.closing(score(inputs, pickle.dumps(verifier), workers, call_seconds)))
+        for row in rows:
+            tally.add(row)
+            progress.advance(task)
+            if sink is not None:
+                sink.write(msgspec.json.encode(row) + b"\n")
+    console.print(tally.render(time.monotonic() - start, min(workers, len(inputs))), highlight=False)
+    return not tally.of(VerdictKind.INFRA_ERROR)
+
+
+def _spec(name: str, options: dict[str, Any]) -> VerifierSpec:
+    if ":" in name:
+        return VerifierSpec(function=name, options=options, base_dir=str(Path.cwd()))
+    return VerifierSpec(verifier=name, options=options, base_dir=str(Path.cwd()))
+
+
+def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as nested options. Raises UserError for a word that is none.
+
+    >>> parse_assignments(["full_match=true", "weights.exact=1", "pattern=[0-9]+ apples"])
+    {'full_match': True, 'weights': {'exact': 1}, 'pattern': '[0-9]+ apples'}
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"--option {word}: write it as key=value")
+        *parents, last = key.strip().replace("-", "_").split(".")
+        target = options
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--option {word}: `{parent}` has a single value already")
+        try:
+            target[last] = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):  # plain text
+            target[last] = text
+    return options
+
+
+def _opened(output: Path) -> Any:
+    try:
+        return output.open("wb")
+    except OSError as error:
+        raise UserError(f"--output: {output}: cannot be written: {error.strerror}") from error
+
+
+def score(
+    inputs: Sequence[InputRow], payload: bytes, workers: int, call_seconds: float
+) -> Generator[ScoredRow, None, None]:
+    """Every row's outcome, in the rows' order, as soon as it and those before it are there.
+
+    Args:
+        payload: the verifier, pickled.
+        call_seconds: for one call of a worker; beyond it the worker is replaced.
+
+    Raises:
+        UserError: the verifier does not start in a worker.
+    """
+    pool = _Pool(inputs, payload, min(workers, len(inputs)), call_seconds)
+    try:
+        pool.start()
+        verdicts: dict[int, Verdict] = {}
+        for index, row in enumerate(inputs):
+            while index not in verdicts:
+                verdicts.update(pool.next())
+            yield _scored_row(row, verdicts.pop(index))
+    finally:
+        pool.close()
+
+
+def _scored_row(row: InputRow, verdict: Verdict) -> ScoredRow:
+    reward = None if verdict.kind is VerdictKind.INFRA_ERROR else verdict.reward
+    return ScoredRow(row.id, reward, str(verdict.kind), verdict.reason, verdict.details)
+
+
+class _Pool:
+    """The workers, their threads, and what is left to do."""
+
+    def __init__(self, inputs: Sequence[InputRow], payload: bytes, workers: int, call_seconds: float) -> None:
+        self._inputs = inputs
+        self._call_seconds = call_seconds
+        self._workers = [WorkerProcess(payload) for _ in range(workers)]
+        self._left = deque(range(len(inputs)))
+        self._lock = threading.Lock()
+        self._done: queue.SimpleQueue[dict[int, Verdict] | Exception] = queue.SimpleQueue()
+        self._closed = False
+
+    def start(self) -> None:
+        """Raises UserError where the verifier does not start."""
+        try:
+            self._workers[0].start()  # the first alone: what is wrong with it is wrong with all
+        except WorkerFailed as error:
+            raise UserError(f"the verifier does not start in a worker process: {error}") from error
+        for worker in self._workers:
+            threading.Thread(target=self._serve, args=(worker,), name="verification", daemon=True).start()
+
+    def next(self) -> dict[int, Verdict]:
+        """The verdicts of some more rows, by index. Waits for as long as a worker may take. Raises what a thread raised."""
+        try:
+            answer = self._done.get(timeout=(ATTEMPTS + 1) * (self._call_seconds + 120))
+        except queue.Empty:
+            raise TimeoutError("no worker has answered within its time") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the workers, at once."""
+        self._closed = True
+        for worker in self._workers:
+            worker.retire()
+        for worker in self._workers:
+            worker.close()
+
+    def _serve(self, worker: WorkerProcess) -> None:
+        size = 1
+        try:
+            while batch := self._take(size):
+                start = time.monotonic()
+                verdicts, again = self._judge(worker, batch)
+                seconds = time.monotonic() - start
+                if seconds > SLOW_SECONDS:
+                    size = max(1, size // 2)
+                elif seconds < QUICK_SECONDS and len(batch) == size:
+                    size = min(BATCH, 2 * size)
+                self._done.put(verdicts)
+                for index in again:
+                    if self._closed:
+                        return
+                    self._done.put({index: self._alone(worker, index)})
+        except Exception as error:  # noqa: BLE001 (raised again in the main thread)
+            if not self._closed:
+                self._done.put(error)
+
+    def _take(self, size: int) -> list[int]:
+        with self._lock:
+            # Near the end everyone gets a share of what is left.
+            count = max(1, min(size, len(self._left) // (2 * len(self._workers))))
+            return [] if self._closed else [self._left.popleft() for _ in range(min(count, len(self._left)))]
+
+    def _judge(self, worker: WorkerProcess, batch: Sequence[int]) -> tuple[dict[int, Verdict], list[int]]:
+        """The verdicts of a batch, and those of it whose check did not run."""
+        outcome = self._call(worker, batch)
+        if outcome.fault or len(outcome.verdicts) != len(batch):
+            return {}, list(batch)
+        found = dict(zip(batch, outcome.verdicts, strict=True))
+        again = [index for index, verdict in found.items() if verdict.kind is VerdictKind.INFRA_ERROR]
+        return {index: verdict for index, verdict in found.items() if index not in again}, again
+
+    def _alone(self, worker: WorkerProcess, index: int) -> Verdict:
+        """The verdict of a row by itself, on a last attempt as infra_error."""
+        verdict = not_run("verifier_failed")
+        for _ in range(ATTEMPTS - 1):
+            outcome = self._call(worker, [index])
+            if outcome.fault:
+                verdict = not_run(_FAULTS[outcome.fault], message=outcome.message)
+            elif len(outcome.verdicts) != 1:
+                verdict = not_run("verdicts_missing", message=f"{len(outcome.verdicts)} verdicts for one sample")
+            else:
+                verdict = outcome.verdicts[0]
+            if verdict.kind is not VerdictKind.INFRA_ERROR or self._closed:
+                break
+        return verdict
+
+    def _call(self, worker: WorkerProcess, batch: Sequence[int]) -> Outcome:
+        samples = [self._inputs[index].sample for index in batch]
+        try:
+            return worker.call(samples, self._call_seconds)
+        except WorkerFailed as error:
+            return Outcome([], "failed", printable(str(error), 500))
+
+
+# As the verification pool of a job calls them.
+_FAULTS = {
+    "timeout": "worker_late",
+    "crash": "worker_lost",
+    "exception": "verifier_raised",
+    "memory": "verifier_raised",
+    "failed": "verifier_failed",
+}

@@ -1,0 +1,287 @@
+"""`headrace verify` and `headrace doctor`: what they print, write, and end with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from headrace.cluster import cli, doctor, offline_verification
+from headrace.cluster.cli import main
+from headrace.cluster.doctor import Gpu, gpu_finding, packages, sandbox_findings
+from headrace.cluster.offline_verification import parse_assignments
+from headrace.verifiers import UserError
+from headrace.verifiers.sandbox.layers import Layers
+
+REWARDS = """
+import os, time
+from headrace.verifiers import Verdict, VerdictKind
+
+def same(completion, row):
+    return completion == row["answer"]
+
+def careful(completion, row):
+    if completion == "crash":
+        os.abort()
+    if completion == "hang":
+        time.sleep(600)
+    if completion == "raise":
+        raise KeyError("answer")
+    return 0.25 if completion == "half" else 1.0
+
+def first_time_never(completion, row):
+    marker = row["marker"]
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        raise KeyError("not yet")
+    return 1.0
+
+def detailed(completion, row):
+    return Verdict(VerdictKind.FAIL, 0.5, "[odd] reason", {"pid": os.getpid()})
+
+def waits(completion, row):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+def write(path, *rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """Runs `headrace WORDS`; gives the exit status, and what was printed and complained."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headrace", *words])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        shown = capsys.readouterr()
+        return exit_.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_are_scored_in_their_order_by_their_ids_or_lines(folder, called):
+    rows = write(
+        folder / "in.jsonl",
+        {"id": "first", "completion": "in 1984"},
+        "",
+        {"completion": "in 84"},
+        {"id": 0, "completion": "1066"},
+    )
+    status, out, _ = called("verify", "regex", rows, "--output", "out.jsonl", "--option", "pattern=[0-9]{4}")
+    assert status == 0
+    assert read(folder / "out.jsonl") == [
+        {"id": "first", "reward": 1.0, "verdict": "pass", "reason": "match", "details": {}},
+        {"id": 3, "reward": 0.0, "verdict": "fail", "reason": "no_match", "details": {}},
+        {"id": 0, "reward": 1.0, "verdict": "pass", "reason": "match", "details": {}},
+    ]
+    assert out.split("\n")[1].split() == ["pass", "match", "2", "66.7%"]
+    assert "mean reward 0.6667 over 3 rows" in out
+    assert "rows per second" in out
+
+
+def test_many_rows_over_several_workers_keep_their_order(folder, called):
+    rows = [{"completion": str(number % 7), "answer": "3"} for number in range(500)]
+    status, _, _ = called(
+        "verify", "rewards.py:same", write(folder / "in.jsonl", *rows), "--output", "out.jsonl", "--workers", "3"
+    )
+    assert status == 0
+    found = read(folder / "out.jsonl")
+    assert [row["id"] for row in found] == list(range(1, 501))
+    assert [row["reward"] for row in found] == [float(number % 7 == 3) for number in range(500)]
+
+
+def test_a_function_of_a_file_has_its_verdicts_told_by_reason(folder, called):
+    rows = write(folder / "in.jsonl", *[{"completion": "x"}] * 4)
+    status, out, _ = called("verify", "rewards.py:detailed", rows, "--output", "out.jsonl", "--workers", "2")
+    assert status == 0
+    assert "[odd] reason" in out
+    assert os.getpid() not in {row["details"]["pid"] for row in read(folder / "out.jsonl")}
+
+
+def test_checks_that_do_not_run_are_told_by_row_and_by_the_exit_status(folder, called):
+    completions = ["half", "crash", "one", "raise", "hang", "two"]
+    rows = write(folder / "in.jsonl", *[{"completion": text} for text in completions])
+    status, out, err = called(
+        "verify", "rewards.py:careful", rows, "--output", "out.jsonl", "--workers", "2", "--timeout", "1"
+    )
+    assert status == 1
+    assert "headrace:" not in err
+    found = read(folder / "out.jsonl")
+    assert [row["reward"] for row in found] == [0.25, None, 1.0, None, None, 1.0]
+    reasons = ["scored", "worker_lost", "scored", "exception", "worker_late", "scored"]
+    assert [row["reason"] for row in found] == reasons
+    assert "mean reward 0.7500 over 3 rows" in out
+    assert "where" in found[3]["details"]
+
+
+def test_a_check_that_did_not_run_is_offered_again(folder, called):
+    rows = write(folder / "in.jsonl", {"completion": "x", "marker": str(folder / "marker")})
+    assert called("verify", "rewards.py:first_time_never", rows)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["regx"], "unknown verifier `regx`; did you mean `regex`"),
+        (["regex", "--option", "patern=a"], "unknown option `patern` of verifier `regex`; did you mean `pattern`"),
+        (["regex", "--option", "pattern=("], "not a valid RE2 pattern"),
+        (["regex", "--option", "pattern"], "--option pattern: write it as key=value"),
+        (["regex"], "in.jsonl:2: field `pattern` is missing"),
+        (["none.py:f"], "cannot read"),
+        (["rewards.py:sam"], "did you mean `same`"),
+        (["regex", "--option", "pattern=a", "--output", "in.jsonl"], "is the input itself"),
+        (["regex", "--option", "pattern=a", "--output", "none/out.jsonl"], "cannot be written"),
+        (["regex", "--option", "pattern=a", "--workers", "0"], "--workers"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_starts(folder, called, monkeypatch, words, complaint):
+    def start(*arguments):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(offline_verification.WorkerProcess, "start", start)
+    rows = write(folder / "in.jsonl", "", {"completion": "x"})
+    status, out, err = called("verify", words[0], rows, *words[1:])
+    assert (status, out) == (2, "")
+    assert complaint in err
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (['{"completion": "a"}', '{"answer": 1}'], "in.jsonl:2: field `completion` is missing; the row has answer"),
+        (['{"completion": 7}'], "in.jsonl:1: field `completion` is int"),
+        (['{"completion": "a"', "{}"], "in.jsonl:1: not a JSON object"),
+        (["[]"], "in.jsonl:1: a row is a JSON object"),
+        ([], "holds no rows"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_its_line(folder, called, rows, complaint):
+    status, _, err = called("verify", "rewards.py:same", write(folder / "in.jsonl", *rows))
+    assert status == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_file_is_refused(folder, called):
+    status, _, err = called("verify", "rewards.py:same", "none.jsonl")
+    assert (status, "no such file" in err) == (2, True)
+
+
+def test_a_verifier_that_does_not_start_in_a_worker_is_one_line(folder, called):
+    (folder / "here.py").write_text(
+        f"import os\nassert os.getpid() == {os.getpid()}\ndef f(completion, row): return 1.0\n"
+    )
+    status, _, err = called("verify", "here.py:f", write(folder / "in.jsonl", {"completion": "x"}))
+    assert status == 2
+    assert "the verifier does not start in a worker process: " in err and "here.py:2 does not load" in err
+    assert err.count("\n") == 1
+
+
+def test_an_interrupted_command_leaves_no_process(folder):
+    rows = write(folder / "in.jsonl", *[{"completion": "x"}] * 8)
+    command = [sys.executable, "-m", "headrace.cluster.cli", "verify", "rewards.py:waits", rows, "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "held" not in (line := process.stderr.readline()):
+        assert line, "it ended early"
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith("headrace: stopped\n")
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_options_are_toml_or_text():
+    words = ["full_match=true", "parts=[{verifier = 'regex'}]", "weights.exact=0.5", "pattern=a=b", "path=x.json"]
+    assert parse_assignments(words) == {
+        "full_match": True,
+        "parts": [{"verifier": "regex"}],
+        "weights": {"exact": 0.5},
+        "pattern": "a=b",
+        "path": "x.json",
+    }
+    with pytest.raises(UserError, match="has a single value already"):
+        parse_assignments(["a=1", "a.b=2"])
+
+
+EVERYTHING = Layers(seccomp=True, landlock_abi=7, namespaces=True, cgroup=True)
+
+
+def faults(**missing) -> list[str]:
+    layers = {name: value for name, value in missing.items() if name != "why"}
+    changed = Layers(
+        layers.get("seccomp", True),
+        layers.get("landlock_abi", 7),
+        layers.get("namespaces", True),
+        layers.get("cgroup", True),
+        missing.get("why", {}),
+    )
+    return [finding.subject for finding in sandbox_findings(changed) if finding.is_fault]
+
+
+def test_a_layer_is_needed_where_none_serves_in_its_place():
+    assert faults() == []
+    assert faults(cgroup=False) == []
+    assert faults(namespaces=False) == []
+    assert faults(landlock_abi=0) == []
+    assert faults(landlock_abi=0, namespaces=False) == ["sandbox: landlock", "sandbox: namespaces", "sandbox"]
+    assert faults(seccomp=False) == ["sandbox: seccomp", "sandbox"]
+
+
+def test_what_is_missing_is_told_with_the_reason_and_how_to_get_it():
+    layers = Layers(True, 0, True, False, {"landlock": "the kernel does not offer it", "cgroup": "read-only"})
+    told = {finding.subject: finding for finding in sandbox_findings(layers)}
+    assert told["sandbox: landlock"].value == "the kernel does not offer it"
+    assert "lsm" in told["sandbox: landlock"].advice
+    assert (told["sandbox: cgroup"].value, "cgroup" in told["sandbox: cgroup"].advice) == ("read-only", True)
+
+
+@pytest.mark.parametrize(("layers", "status"), [(EVERYTHING, 0), (Layers(False, 0, False, False), 1)])
+def test_doctor_shows_a_table_and_fails_where_a_needed_layer_is_missing(monkeypatch, called, layers, status):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "probe", lambda: layers)
+    monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("H100 [SXM]", 80 << 30)])
+    found, out, _ = called("doctor")
+    assert found == status
+    for word in ("Python", "torch", "Ray", "cores", "memory", "H100 [SXM] (80 GiB)", "seccomp", "landlock", "cgroup"):
+        assert word in out
+    assert ("needed" in out) == bool(status)
+
+
+def test_a_package_that_is_missing_is_told_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None if "vllm" in name else "1.0")
+    told = {finding.subject: finding for finding in packages()}
+    assert told["torch"].there
+    assert not told["vLLM"].there and "headrace[gpu]" in told["vLLM"].advice
+    assert not told["vLLM"].is_fault
+
+
+def test_without_a_gpu_jobs_run_on_the_cpu():
+    assert gpu_finding([]).value == "none: jobs run on the CPU"
+    assert not gpu_finding([]).is_fault
+
+
+def test_workers_are_as_many_as_cores():
+    assert len(os.sched_getaffinity(0)) == cli.CORES

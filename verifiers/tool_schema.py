@@ -1,0 +1,182 @@
+"""A tool's JSON Schema (2020-12), read for good: what is wrong with it is found here, and not when a call is checked."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import FormatError, SchemaError, ValidationError
+from jsonschema.validators import extend
+from jsonschema_specifications import REGISTRY
+from referencing import Resource
+from referencing.exceptions import NoSuchResource, Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from headrace.verifiers.base import printable
+from headrace.verifiers.errors import UserError
+from headrace.verifiers.schema_patterns import to_python
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+# Where another schema is for the same value, so that a way back along these alone never ends.
+_IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
+_IN_PLACE = ("not", "if", "then", "else")
+
+
+def compiled(schema: dict[str, Any], check_formats: bool) -> Draft202012Validator:
+    """A validator of a schema that `refuse_invalid` has let pass."""
+    return _Validator(
+        _with_python_patterns(schema), registry=REGISTRY, format_checker=FORMATS if check_formats else None
+    )
+
+
+def refuse_invalid(schema: dict[str, Any], place: str) -> None:
+    """Raises UserError, with `place` in front, for what is no schema of a tool's arguments."""
+    if schema.get("$schema", DIALECT) != DIALECT:
+        raise UserError(f"{place}: `$schema` is {schema['$schema']!r}; tools are read as {DIALECT}")
+    if schema.get("type", "object") != "object":
+        raise UserError(f"{place}: `type` of `parameters` is {schema['type']!r}; arguments are always an `object`")
+    try:
+        Draft202012Validator.check_schema(schema, format_checker=FORMATS)
+    except SchemaError as error:
+        raise UserError(f"{place}: not a JSON Schema at {error.json_path}: {printable(error.message)}") from error
+    except RecursionError as error:
+        raise UserError(f"{place}: the schema is nested too deeply") from error
+    try:
+        _refuse_loops(_with_python_patterns(schema))
+    except (Unresolvable, NoSuchResource) as error:
+        reference = printable(str(error.ref))
+        raise UserError(f"{place}: `$ref` {reference!r} leads nowhere; nothing is fetched from afar") from error
+    except _Loop as error:
+        raise UserError(f"{place}: `$ref` {printable(str(error))!r} leads back to itself") from error
+
+
+class _Loop(Exception):
+    pass
+
+
+def _refuse_loops(schema: dict[str, Any]) -> None:
+    """Raises _Loop, and Unresolvable for a reference that leads nowhere."""
+    nodes = {id(contents): (contents, resolver) for contents, resolver in _walk(schema)}
+    settled: set[int] = set()
+
+    def visit(contents: Any, resolver: Any, above: frozenset[int], by: str) -> None:
+        if not isinstance(contents, dict) or id(contents) in settled:
+            return
+        if id(contents) in above:
+            raise _Loop(by)
+        inside = above | {id(contents)}
+        for key in ("$ref", "$dynamicRef"):
+            if key in contents:
+                found = resolver.lookup(contents[key])
+                visit(found.contents, found.resolver, inside, contents[key])
+        for part in _same_value(contents):
+            visit(part, nodes[id(part)][1] if id(part) in nodes else resolver, inside, by)
+        settled.add(id(contents))
+
+    for contents, resolver in nodes.values():
+        visit(contents, resolver, frozenset(), "")
+
+
+def _same_value(schema: dict[str, Any]) -> Iterator[Any]:
+    for key in _IN_PLACE_LISTS:
+        yield from schema.get(key, ())
+    for key in _IN_PLACE:
+        if key in schema:
+            yield schema[key]
+    yield from schema.get("dependentSchemas", {}).values()
+
+
+def _walk(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Every schema in `schema`, itself included, with what resolves its references."""
+    root = Resource.from_contents(schema, default_specification=DRAFT202012)
+    left = [(root, REGISTRY.resolver_with_root(root))]
+    while left:
+        resource, resolver = left.pop()
+        if isinstance(resource.contents, dict):
+            yield resource.contents, resolver
+        left += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]
+
+
+def _with_python_patterns(schema: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which every pattern is one of Python's."""
+    made = copy.deepcopy(schema)
+    for contents, _ in list(_walk(made)):
+        if isinstance(contents.get("pattern"), str):
+            contents["pattern"] = to_python(contents["pattern"])
+        if isinstance(contents.get("patternProperties"), dict):
+            contents["patternProperties"] = {
+                to_python(pattern): inner for pattern, inner in contents["patternProperties"].items()
+            }
+    return made
+
+
+def _multiple_of(validator: Any, factor: float, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """In decimal: 19.99 is a multiple of 0.01, whatever their doubles are."""
+    if validator.is_type(instance, "number") and Decimal(repr(instance)) % Decimal(repr(factor)):
+        yield ValidationError(f"{instance!r} is not a multiple of {factor}")
+
+
+_Validator = extend(Draft202012Validator, {"multipleOf": _multiple_of})
+# The local part as a dot-atom or in quotes, the domain as a host's name (RFC 5321, without its address literals).
+_EMAIL = re.compile(
+    r"""(?:[\w!#$%&'*+/=?^`{|}~-]+(?:\.[\w!#$%&'*+/=?^`{|}~-]+)*|"(?:[ !#-\[\]-~]|\\[ -~])+")"""
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*",
+    re.ASCII,
+)
+
+
+class _Formats(FormatChecker):
+    """Those of the schema library; none but `regex` holds a line's end, which some of their checks overlook."""
+
+    def check(self, instance: object, format: str) -> None:
+        if format in self.checkers and format != "regex" and isinstance(instance, str) and _LINE_END.search(instance):
+            raise FormatError(f"{instance!r} is not a {format!r}")
+        super().check(instance, format)
+
+
+_TIME = re.compile(
+    r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)(?:\.[0-9]+)?(?:[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
+)
+_LINE_END = re.compile(r"[\n\r\x00\u2028\u2029]")
+FORMATS = _Formats(())
+FORMATS.checkers = dict(Draft202012Validator.FORMAT_CHECKER.checkers)
+
+
+@FORMATS.checks("regex", raises=(ValueError, re.error))
+def is_regex(value: object) -> bool:
+    return not isinstance(value, str) or bool(re.compile(to_python(value)))
+
+
+@FORMATS.checks("email")
+def is_email(value: object) -> bool:
+    return not isinstance(value, str) or bool(_EMAIL.fullmatch(value))
+
+
+@FORMATS.checks("idn-email")
+def is_international_email(value: object) -> bool:
+    return not isinstance(value, str) or bool(re.fullmatch(r"[^\s@]+@[^\s@]+", value))
+
+
+@FORMATS.checks("time")
+def is_time(value: object) -> bool:
+    """RFC 3339's full-time. A leap second is the last one of a day in UTC."""
+    if not isinstance(value, str):
+        return True
+    found = _TIME.fullmatch(value)
+    if found is None or found[3] != "60":
+        return found is not None
+    ahead = int(f"{found[4]}1") * (int(found[5]) * 60 + int(found[6])) if found[4] else 0
+    return (int(found[1]) * 60 + int(found[2]) - ahead) % (24 * 60) == 24 * 60 - 1
+
+
+@FORMATS.checks("date-time")
+def is_date_time(value: object) -> bool:
+    """RFC 3339's date-time."""
+    if not isinstance(value, str):
+        return True
+    return value[10:11] in ("T", "t") and FORMATS.conforms(value[:10], "date") and is_time(value[11:])

@@ -153,7 +153,7 @@ class MathCheck:
         fault = gold_fault(answer, options.answer_field)
         if fault is not None:
             return not_run("bad_row", message=fault)
-        gold = gold_text(answer)
+        gold = gold_text(str(answer))
         if sample.row.get(_ITSELF):
             # Something that it is not, so that the whole comparison is gone through; what matters is that it ends.
             compare(gold, _OTHER, evaluated=False, units=False)
@@ -193,7 +193,7 @@ def gold_fault(answer: Any, field: str) -> str | None:
     if not text.strip():
         return f"field `{field}` is empty"
     try:
-        gold = gold_text(answer)
+        gold = gold_text(text)
     except AnswerFault:
         return f"field `{field}` has a box without its end"
     if not clean(gold):
@@ -203,9 +203,9 @@ def gold_fault(answer: Any, field: str) -> str | None:
     return None
 
 
-def gold_text(answer: str | int | float) -> str:
+def gold_text(answer: str) -> str:
     """Gold without what data sets put round it: a box, or a solution that ends with "#### 42"."""
-    text = str(answer).strip()
+    text = answer.strip()
     found = boxes(text)
     if found:
         return found[-1][2]

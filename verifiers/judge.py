@@ -79,10 +79,10 @@ class JudgeOptions(Options):
     def _plain_url(cls, value: str) -> str:
         try:
             url = urlsplit(value)
-            usable = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+            host, port = (url.hostname or "").encode("idna"), url.port
         except ValueError:
-            usable = False
-        if not usable:
+            raise ValueError("it is no http or https address") from None
+        if url.scheme not in ("http", "https") or not host or port == 0:
             raise ValueError("it is no http or https address")
         if url.username is not None or url.password is not None or url.query or url.fragment:
             raise ValueError("leave user, password, query and fragment out; a key goes into `api_key_env`")
@@ -118,7 +118,9 @@ class JudgeVerifier(Verifier):
             msgspec.json.encode(given.extra_body)
         except (TypeError, ValueError) as error:
             raise _wrong("extra_body", f"it is not JSON: {error}") from error
-        _client_module()
+        fault = _client_module().address_fault(given.base_url)
+        if fault is not None:
+            raise _wrong("base_url", fault)
         self._lock = threading.Lock()
         self._session: _Session | None = None
 

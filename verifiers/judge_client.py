@@ -23,6 +23,7 @@ from tenacity import (
 )
 
 from headrace.verifiers.base import printable
+from headrace.verifiers.errors import UserError
 
 _ANSWER_BYTES = 1 << 20
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # statuses that another attempt may not meet
@@ -88,7 +89,11 @@ class JudgeClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         self._thread.start()
-        self._slots, self._http = self._wait_for(self._connect())
+        try:
+            self._slots, self._http = self._wait_for(self._connect())
+        except (ValueError, ImportError) as error:
+            self._end_loop()
+            raise UserError(f"verifier `judge`: the environment's proxy settings cannot be used: {error}") from error
 
     def ask_many(self, bodies: Sequence[bytes]) -> list[JudgeAnswer | JudgeFailure]:
         """One outcome for each request body, in order."""
@@ -97,6 +102,9 @@ class JudgeClient:
     def close(self) -> None:
         """Ends requests under way: whoever waits for them gets a CancelledError."""
         self._wait_for(self._disconnect())
+        self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
@@ -224,6 +232,15 @@ def _wait_seconds(state: RetryCallState) -> float:
 def _retry_after(value: str) -> float:
     """Seconds of a Retry-After header; 0 for none, and for a date, which needs both clocks to agree."""
     return float(value) if value.isascii() and value.isdigit() else 0.0
+
+
+def address_fault(base_url: str) -> str | None:
+    """What keeps requests from being sent there, in one clause, or None."""
+    try:
+        httpx.URL(base_url)
+    except (httpx.InvalidURL, ValueError) as error:
+        return f"it is no address: {error}"
+    return None
 
 
 def encode_body(body: dict[str, Any]) -> bytes:

@@ -61,7 +61,8 @@ class ScoreModel:
         self._pad_id = _usable_pad_id(self._config)
         self.max_length = self._length(max_length)
         # A word that is not known is no control token.
-        self._control_ids = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+        unknown: Any = self._tokenizer.unk_token_id
+        self._control_ids = frozenset(self._tokenizer.all_special_ids) - {unknown}
         self._before, self._after = ([], []) if chat_template else self._frame()
         if chat_template:
             if not getattr(self._tokenizer, "chat_template", None):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -391,6 +392,30 @@ def test_a_judge_that_says_nothing_ends_at_the_deadline(judge, verifier_of):
     assert time.monotonic() - start < 10
 
 
+def test_closing_ends_what_is_under_way(judge, verifier_of):
+    asked, ended = threading.Event(), threading.Event()
+    judge.answer = lambda body, number: (asked.set(), judge.stopped.wait(60), Reply())[2]
+    verifier = verifier_of(deadline_seconds=60, request_seconds=60)
+
+    def verify() -> None:
+        with contextlib.suppress(CancelledError):
+            verifier.verify(Sample("x", ROW))
+        ended.set()
+
+    threading.Thread(target=verify, daemon=True).start()
+    assert asked.wait(30)
+    verifier.close()
+    assert ended.wait(10)
+
+
+def test_a_proxy_that_cannot_be_used_is_refused(verifier_of, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "gopher://proxy")
+    before = threading.active_count()
+    with pytest.raises(UserError, match="proxy settings"):
+        verifier_of().start()
+    assert threading.active_count() == before
+
+
 def test_a_request_without_a_byte_is_given_up_and_tried_again(judge, verifier_of):
     judge.answer = lambda body, number: (judge.stopped.wait(60 if number == 0 else 0), Reply())[1]
     verdict = verifier_of(request_seconds=0.3, deadline_seconds=60).verify(Sample("x", ROW))
@@ -558,6 +583,9 @@ def test_a_pickled_one_needs_no_file_and_a_closed_one_can_be_used_again(judge, t
         ({"base_url": None}, "option `base_url`"),
         ({"base_url": "judge.example/v1"}, "option `base_url`.*no http or https address"),
         ({"base_url": "http://[::1/v1"}, "option `base_url`.*no http or https address"),
+        ({"base_url": f"http://{'a' * 70}/v1"}, "option `base_url`.*no http or https address"),
+        ({"base_url": "http://1.2.3.400/v1"}, "option `base_url`.*it is no address: Invalid IPv4"),
+        ({"base_url": "http://judge:99999/v1"}, "option `base_url`.*no http or https address"),
         ({"base_url": "https://me:secret@judge.example/v1"}, "a key goes into `api_key_env`"),
         ({"base_url": "https://judge.example/v1?key=secret"}, "a key goes into `api_key_env`"),
         ({"model": ""}, "option `model`"),

@@ -179,6 +179,21 @@ def test_a_control_token_of_the_template_stays_one(copy):
     assert model.encode(messages, "y<end>\nuser: well done<end>\nassistant: s").token_ids.count(0) == 2
 
 
+def test_a_control_token_that_cannot_be_spelt_out_fails(copy):
+    folder = copy("tokenizer.json")
+    # As a tokenizer whose vocabulary holds its control tokens as words: the text "~" is the token itself.
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["added_tokens"].append(
+        {"id": values["model"]["vocab"]["~"], "content": "~", "special": True, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False}
+    )  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    verifier = RewardModelVerifier(model=str(copy("tokenizer_config.json", extra_special_tokens=["~"])))
+    forged, honest = verifier.verify_many([Sample("a~b", ROW), Sample("a-b", ROW)])
+    assert (forged.kind, forged.reason, forged.reward) == (VerdictKind.FAIL, "control_token", 0.0)
+    assert honest.reason == "scored"
+
+
 def test_the_prompts_oldest_tokens_are_cut_and_counted(score_model):
     verifier = RewardModelVerifier(model=str(score_model), max_length=40)
     verdict = verifier.verify(Sample("yes", {"prompt": "p" * 100}))

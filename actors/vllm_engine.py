@@ -135,13 +135,13 @@ class VllmEngine:
     async def swap(self, version: int, clear_cache: bool) -> float:
         start = time.monotonic()
         self._admitting.clear()
-        try:
-            await self._engine.pause_generation(mode="keep", clear_cache=clear_cache)
-            await self._engine.finish_weight_update(str(version))
-            self._version = version
-        finally:
-            self._admitting.set()
-            await self._resume_unless_held()
+        await self._engine.pause_generation(mode="keep", clear_cache=clear_cache)
+        # When this fails, the model may be a mixture of two versions: it generates no more, and its requests stay frozen
+        # until the generator is given up for it.
+        await self._engine.finish_weight_update(str(version))
+        self._version = version
+        self._admitting.set()
+        await self._resume_unless_held()
         return time.monotonic() - start
 
     async def abort_update(self) -> None:

@@ -1,8 +1,10 @@
 """Whether an engine holds the weights that it says.
 
-Two things that cannot both lie: the digest of the bytes that its workers received and loaded (the receiver compares it, and
-the publisher again), and the log-probabilities of fixed probe sequences, computed by the engine after the swap and by the
-learner under the same version. vLLM's own checksums digest `Parameter`s, which are empty on the CPU engine.
+A chain of three: the digest of the bytes that its workers received (the receiver compares it, and the publisher again); the
+count of the values that each layer took from them in the swap (`vllm_backend.swap_weights`); and the log-probabilities of
+fixed probe sequences, computed by the engine after the swap and by the learner under the same version. The probe alone
+would pass an engine that stayed at the version before: a step moves it by less than its tolerance. vLLM's own checksums
+digest `Parameter`s, which are empty on the CPU engine.
 """
 
 from __future__ import annotations

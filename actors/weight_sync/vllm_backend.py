@@ -13,24 +13,33 @@ Between the last two, `headrace_staging` (the worker extension) says how far the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 import torch
+from torch import nn
+from vllm.config import ModelConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
+from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
 from headrace.actors.weight_sync.receiver import StagedReceiver
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.records import WeightManifest
 
 BACKEND = "headrace"
+NAMED_LAYERS = 3  # of those that lack weights, in an error's line
 
 
 @dataclass
@@ -75,11 +84,10 @@ class HeadraceWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._joined().receive(msgspec.convert(update_info.manifest, WeightManifest))
 
     def finish_weight_update(self) -> None:
+        """Swap. Raises IncompleteSwap when a layer of the model did not get all of its weights."""
         _, layout, buckets = self._joined().take()
         with torch.device(self.device):
-            initialize_layerwise_reload(self.model)
-            cast(Any, self.model).load_weights(layout.views(buckets))
-            finalize_layerwise_reload(self.model, self.model_config)
+            swap_weights(self.model, self.model_config, layout.views(buckets))
 
     def shutdown(self) -> None:
         if self.receiver is not None:
@@ -89,6 +97,63 @@ class HeadraceWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if self.receiver is None:
             raise RuntimeError("this worker has joined no weight-sync group: call init_weight_transfer_engine first")
         return self.receiver
+
+
+class IncompleteSwap(RuntimeError):
+    """The model is a mixture of two versions, or still the one before: it may serve no more."""
+
+
+def swap_weights(model: nn.Module, config: ModelConfig, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Load a whole set of weights, by Hugging Face name, into a model in use.
+
+    vLLM gives a layer that nothing was loaded into its old weights back, and fills up one that got a part of them from
+    uninitialised memory; it says so in its log at most. So what was loaded is counted here.
+
+    Raises:
+        IncompleteSwap: a layer did not get all of its weights.
+    """
+    tied = tied_layers(model)
+    initialize_layerwise_reload(model)
+    cast(Any, model).load_weights(weights)
+    lacking = list(lacking_layers(model, tied))
+    finalize_layerwise_reload(model, config)
+    for layer in tied:
+        # A head packed for the CPU is a copy of its embedding, which the reload does not renew.
+        if isinstance(method := getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod):
+            method.process_weights_after_loading(layer)
+    if lacking:
+        more = f" and {len(lacking) - NAMED_LAYERS} more" if len(lacking) > NAMED_LAYERS else ""
+        raise IncompleteSwap(f"the swap left weights out: {', '.join(lacking[:NAMED_LAYERS])}{more}")
+
+
+def tied_layers(model: nn.Module) -> set[nn.Module]:
+    """Layers whose parameters are all those of a layer before them: they have none of their own to load."""
+    seen: set[nn.Parameter] = set()
+    tied: set[nn.Module] = set()
+    for layer in model.modules():
+        own = list(layer.parameters(recurse=False))
+        if own and seen.issuperset(own):
+            tied.add(layer)
+        seen.update(own)
+    return tied
+
+
+def lacking_layers(model: nn.Module, tied: set[nn.Module]) -> Iterator[str]:
+    """Between loading and the end of the reload: the layers that did not get as many values as their parameters hold.
+
+    A layer with all of its values has been processed and can load no more. What an attention layer holds of its own are
+    scales of its cache, which no checkpoint needs to have.
+    """
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if not info.can_load() or layer in tied or is_deferred_attention_layer(layer):
+            continue
+        parameters = [tensor for key, tensor in layer.named_parameters(recurse=False) if key not in SKIP_LOAD_TENSORS]
+        needed = sum(get_tensor_load_numel(parameter) for parameter in parameters)
+        if isinstance(layer, VocabParallelEmbedding):  # its rows are padded
+            needed = needed * layer.shard_indices.num_org_elements // layer.num_embeddings_per_partition
+        if info.load_numel < needed:
+            yield f"{name} got {info.load_numel} of {needed} values"
 
 
 class WorkerExtension:

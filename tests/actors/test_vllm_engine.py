@@ -173,6 +173,41 @@ async def test_attestation_refuses_an_engine_whose_layer_was_changed_behind_its_
     assert distance > TOLERANCE
 
 
+async def test_a_head_tied_to_the_embedding_changes_with_it(setup):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        embedding = setup.model.get_input_embeddings().weight
+        embedding.add_(0.02 * torch.randn(embedding.shape, generator=generator))
+    await setup.update(51)
+    attest(setup.expected(), await setup.engine.probe(setup.sequences), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (".", r"model\.embed_tokens got 0 of \d+ values.* more"),
+        (r"layers\.7\.input_layernorm", r"out: model\.layers\.7\.input_layernorm got 0 of 576 values"),
+        (r"layers\.7\.mlp\.down_proj", r"out: model\.layers\.7\.mlp\.down_proj got 0 of \d+ values"),
+        (r"layers\.7\.self_attn\.k_proj", r"out: model\.layers\.7\.self_attn\.qkv_proj got \d+ of \d+ values"),
+    ],
+)
+async def test_a_swap_that_leaves_weights_out_is_refused_and_the_engine_generates_no_more(setup, pattern, said):
+    await setup.update(52)
+    await setup.receive(53)
+    await setup.engine._engine.collective_rpc("leave_out", args=(pattern,))
+    waiting = asyncio.create_task(setup.engine.complete(setup.sequences[0], Sampling(max_tokens=150, min_tokens=150)))
+    with pytest.raises(Exception, match=said):
+        await setup.engine.swap(53, clear_cache=False)
+    assert setup.engine.version == 52
+    assert await setup.engine._engine.is_paused()
+    assert not waiting.done()
+    setup.joined = False
+    await setup.update(54)
+    output = await waiting
+    assert output.spans[-1].version == 54
+    attest(setup.expected(), await setup.engine.probe(setup.sequences), TOLERANCE)
+
+
 async def test_a_broken_transfer_leaves_the_engine_with_its_weights_and_able_to_go_on(setup):
     await setup.update(6)
     manifest = setup.sender.snapshot(7, ((n, t.bfloat16()) for n, t in setup.model.named_parameters()))

@@ -21,7 +21,7 @@ import structlog
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.shared_memory import segments_of
 from headrace.actors.this_node import this_node
-from headrace.actors.verification import MemberReport, VerificationClient, log_stream
+from headrace.actors.verification import MemberReport, VerificationClient, infra_error, log_stream
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers import telemetry
@@ -42,6 +42,7 @@ from headrace.verifiers.records import (
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.02  # between looks at a transfer under way
+LOOK_SECONDS = 5.0  # between looks at whether the engine answers
 
 
 class GeneratorSettings(msgspec.Struct, frozen=True):
@@ -56,12 +57,11 @@ class GeneratorSettings(msgspec.Struct, frozen=True):
 
 
 class GeneratorStatus(msgspec.Struct, frozen=True):
-    version: int
     inflight: int  # groups
     groups: int  # finished since the start
     tokens: int  # generated since the start
     busy_seconds: float  # with at least one group in hand and not frozen
-    paused: bool
+    silent_seconds: float  # for which the engine has not answered by now; see `EngineWatch`
 
 
 class StagedUpdate(msgspec.Struct, frozen=True):
@@ -86,6 +86,7 @@ class Generator:
         self._verification = VerificationClient(settings.verify_timeout_seconds, settings.verify_attempts)
         self._engine: Engine | None = None
         self._death: EngineDied | None = None
+        self._watch: EngineWatch | None = None
         self._inflight = 0
         self._groups = 0
         self._tokens = 0
@@ -168,7 +169,10 @@ class Generator:
         self._tokens += len(output.token_ids)
         self._metrics.add(telemetry.GENERATOR_TOKENS, len(output.token_ids))
         self._metrics.add(telemetry.GENERATOR_SAMPLES, stop_reason=output.stop_reason)
-        verdict = await self._verification.verify(Sample(output.text, lease.prompt.row))
+        if output.stop_reason is StopReason.ABORTED:
+            verdict = infra_error("aborted", "the engine gave the sample up")
+        else:
+            verdict = await self._verification.verify(Sample(output.text, lease.prompt.row))
         return Completion(
             text=output.text,
             token_ids=output.token_ids,
@@ -187,6 +191,8 @@ class Generator:
 
     async def join(self, address: GroupAddress, rank: int) -> None:
         await self._started.join(address, rank)
+        if self._watch is None:  # a worker that has joined no group answers no look
+            self._watch = EngineWatch(self._started)
 
     async def receive(self, manifest: WeightManifest, deadline_seconds: float) -> StagedUpdate:
         """Take a version's weights into staging buffers, beside generation.
@@ -228,29 +234,60 @@ class Generator:
         self._busy.freeze(frozen=False)
 
     async def status(self) -> GeneratorStatus:
-        """Raises EngineDied once a request has found that out: this process lives on, but is of no more use."""
+        """Raises EngineDied once a request has found that out, or what a look at the engine failed with: this process lives
+        on, but is of no more use."""
         if self._death is not None:
             raise self._death
         return GeneratorStatus(
-            version=self._started.version,
             inflight=self._inflight,
             groups=self._groups,
             tokens=self._tokens,
             busy_seconds=self._busy.seconds(),
-            paused=self._busy.frozen,
+            silent_seconds=self._watch.silent_seconds() if self._watch is not None else 0.0,
         )
 
     async def close(self) -> None:
         await self._verification.close()
+        if self._watch is not None:
+            await self._watch.close()
         if self._engine is not None:
             await self._engine.close()
+
+
+class EngineWatch:
+    """Asks the engine, again and again, for what its own processes answer between two of their steps, frozen or not: how
+    far its staging is. One that is stopped, or stuck in a step, does not answer, although the actor round it does."""
+
+    def __init__(self, engine: Engine, look_seconds: float = LOOK_SECONDS) -> None:
+        self._engine = engine
+        self._look_seconds = look_seconds
+        self._asked: float | None = None  # when the question was put that has no answer yet
+        self._task = asyncio.create_task(self._look(), name="watch the engine")
+
+    async def _look(self) -> None:
+        while True:
+            self._asked = time.monotonic()
+            await self._engine.staging()
+            self._asked = None
+            await asyncio.sleep(self._look_seconds)
+
+    def silent_seconds(self) -> float:
+        """How long the last question has waited for its answer. Raises what a look failed with."""
+        if self._task.done() and not self._task.cancelled():
+            self._task.result()
+        asked = self._asked
+        return time.monotonic() - asked if asked is not None else 0.0
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 class BusyClock:
     """Seconds in which there was work and it was not frozen."""
 
     def __init__(self) -> None:
-        self.frozen = False
+        self._frozen = False
         self._working = False
         self._total = 0.0
         self._since: float | None = None
@@ -260,11 +297,11 @@ class BusyClock:
         self._update()
 
     def freeze(self, *, frozen: bool) -> None:
-        self.frozen = frozen
+        self._frozen = frozen
         self._update()
 
     def _update(self) -> None:
-        runs = self._working and not self.frozen
+        runs = self._working and not self._frozen
         if runs and self._since is None:
             self._since = time.monotonic()
         elif not runs and self._since is not None:

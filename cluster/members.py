@@ -28,6 +28,7 @@ GENERATOR_START_SECONDS = 900.0  # a large model's weights come from a disk or a
 WORKER_START_SECONDS = 120.0
 CALL_SECONDS = 60.0  # for a control call to answer
 RATE_SECONDS = 30.0  # tokens count when a request ends, so that a rate over a moment says nothing
+HUNG_ENGINE_SECONDS = 120.0  # without an answer; an engine answers between two steps, also a slow one
 HUNG_CHECK = 2.0  # a worker whose call has taken so many times the timeout is taken to be hung
 
 
@@ -114,6 +115,8 @@ class GeneratorKind:
         member.tokens_per_second = self._tokens.setdefault(member.name, RateWindow(RATE_SECONDS)).add(
             time.monotonic(), status.tokens
         )
+        if status.silent_seconds > HUNG_ENGINE_SECONDS:
+            raise TimeoutError(f"its engine has not answered for {status.silent_seconds:.0f} s")
 
     async def drained(self, member: Member) -> bool:
         await self.check(member)

@@ -13,6 +13,7 @@ import pytest
 from headrace.actors.engine import EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.generator import (
     BusyClock,
+    EngineWatch,
     Generator,
     GeneratorSettings,
     StagingFailed,
@@ -161,7 +162,7 @@ async def test_a_lease_becomes_a_group_with_its_provenance_and_numbers(generator
     assert numbers.scored == [1.0]
     assert numbers.prompt_id == "1:5"
     status = await generator.status()
-    assert (status.groups, status.tokens, status.inflight, status.version) == (1, 6, 0, 2)
+    assert (status.groups, status.tokens, status.inflight) == (1, 6, 0)
 
 
 async def test_a_sample_is_scored_while_its_siblings_still_generate(generator):
@@ -180,7 +181,10 @@ async def test_a_sample_is_scored_while_its_siblings_still_generate(generator):
 
 async def test_a_request_that_the_engine_gives_up_is_an_aborted_sample_of_its_group(generator):
     engine_of(generator).outcomes = [output("2"), RequestFailed("too long"), output("4")]
+    worker = Worker()
+    await generator.set_workers({"another": worker})
     _, payload = await generator.generate(lease(3))
+    assert worker.asked.qsize() == 2, "what the engine gave up is not checked"
     group = decode(payload, Group)
     assert [completion.stop_reason for completion in group.completions].count(StopReason.ABORTED) == 1
     assert sorted(group_numbers(group).scored) == [1.0, 1.0]
@@ -259,12 +263,63 @@ async def test_a_transfer_that_does_not_end_is_aborted_at_its_deadline(generator
     assert engine.calls == ["receive 3", "abort"]
 
 
-async def test_a_frozen_generator_says_so(generator):
-    await generator.pause()
-    status = await generator.status()
-    assert status.paused
-    await generator.resume()
-    assert not (await generator.status()).paused
+class SilentEngine(FakeEngine):
+    """Answers a look at it when it is let go, with an error if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lives = asyncio.Event()
+        self.looks = 0
+        self.fault: Exception | None = None
+
+    async def staging(self) -> list[StagingStatus]:
+        self.looks += 1
+        await self.lives.wait()
+        if self.fault is not None:
+            raise self.fault
+        return []
+
+
+async def reach(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_an_engine_that_does_not_answer_is_silent_until_it_does():
+    engine = SilentEngine()
+    watch = EngineWatch(engine, look_seconds=0.001)
+    assert watch.silent_seconds() == 0.0
+    await reach(lambda: watch.silent_seconds() > 0.02)
+    engine.lives.set()
+    await reach(lambda: engine.looks > 3)
+    assert watch.silent_seconds() < 0.02
+    engine.fault = EngineDied("its process was killed")
+    with pytest.raises(EngineDied, match="its process was killed"):
+        await reach(lambda: watch.silent_seconds() < 0)
+    await watch.close()
+
+
+async def test_a_generator_whose_engine_is_stopped_while_it_generates_says_for_how_long(tmp_path):
+    settings = GeneratorSettings(
+        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:SilentEngine"
+    )
+    generator = Generator(settings)
+    with mock.patch.dict(os.environ):
+        await generator.start()
+    assert (await generator.status()).silent_seconds == 0.0
+    await generator.join(GroupAddress(1, "127.0.0.1", 1, 2, "gloo", 5.0), 1)
+    engine_of(generator).outcomes = [asyncio.get_running_loop().create_future()]
+    generating = asyncio.create_task(generator.generate(lease(1)))
+    await asyncio.sleep(0)
+    before = await generator.status()
+    async with asyncio.timeout(SECONDS):
+        while (await generator.status()).silent_seconds <= before.silent_seconds + 0.02:
+            await asyncio.sleep(0.001)
+    assert (await generator.status()).inflight == 1
+    generating.cancel()
+    await generator.close()
+    assert engine_of(generator).calls == ["join 1", "close"]
 
 
 def test_busy_seconds_count_work_that_is_not_frozen():

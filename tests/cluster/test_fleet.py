@@ -14,7 +14,7 @@ from headrace.actors.verification import WorkerStatus
 from headrace.cluster import fleet as module
 from headrace.cluster.fleet import Fleet, check_room, generator_settings, learner_worker_settings
 from headrace.cluster.job_file import load_job
-from headrace.cluster.members import HUNG_CHECK, GeneratorKind, Requirements, VerificationKind
+from headrace.cluster.members import HUNG_CHECK, HUNG_ENGINE_SECONDS, GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.run_records import MemberState, Pool
@@ -41,6 +41,7 @@ class Handle:
         self.on_workers: Callable[[], None] = lambda: None
         self.on_status: Callable[[], None] = lambda: None
         self.inflight = 0  # of a generator
+        self.silent_seconds = 0.0  # its engine
         self._status = status
         self.slots, self.set_workers, self.report = Remote(self._slots), Remote(self._set_workers), Remote(self._report)
         self.status = Remote(self._generator_status)
@@ -56,7 +57,7 @@ class Handle:
 
     async def _generator_status(self) -> GeneratorStatus:
         self.on_status()
-        return GeneratorStatus(0, self.inflight, 3, 100, 1.0, paused=False)
+        return GeneratorStatus(self.inflight, 3, 100, 1.0, self.silent_seconds)
 
     async def _report(self) -> WorkerStatus | None:
         return self._status
@@ -108,6 +109,17 @@ async def test_a_worker_whose_check_hangs_is_found_dead(factor):
     else:
         await kind.check(member)
     assert (member.inflight, member.done) == (1, 7)
+
+
+async def test_a_generator_whose_engine_does_not_answer_is_found_dead_and_a_slow_one_is_not():
+    kind = generator_kind(None, 8)
+    member = generator("rollout-0", MemberState.SERVING)
+    member.handle.silent_seconds = 0.9 * HUNG_ENGINE_SECONDS
+    await kind.check(member)
+    assert member.done == 3
+    member.handle.silent_seconds = 1.1 * HUNG_ENGINE_SECONDS
+    with pytest.raises(TimeoutError, match="its engine has not answered for 132 s"):
+        await kind.check(member)
 
 
 async def test_a_generator_is_syncing_before_it_is_told_its_workers():

@@ -50,7 +50,8 @@ class Controller:
         prepared, settings = self._prepared, self._job.evaluation
         if prepared.held_out is None:
             return None
-        return Evaluator(prepared.held_out, settings.prompts, settings.samples, prepared.sampling)
+        lease_seconds = self._job.rollout.lease_seconds
+        return Evaluator(prepared.held_out, settings.prompts, settings.samples, prepared.sampling, lease_seconds)
 
     async def run(self) -> None:
         """From nothing, or from a checkpoint, to the exported model.

@@ -7,9 +7,11 @@ import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
@@ -29,7 +31,6 @@ from headrace.verifiers.records import Completion, Group, Lease, Prompt, Samplin
 
 log = structlog.get_logger()
 
-PROMPT_SECONDS = 600.0
 SERVING_SECONDS = 900.0  # for a lost member's replacement to serve
 
 
@@ -42,9 +43,9 @@ class EvaluationResult(msgspec.Struct, frozen=True):
     greedy_pass_rate: float
     groups: list[Group]  # sampled groups, in the order of the prompts
     seconds: float
-    checks: int = 0  # of all samples, sampled and greedy
-    scored_samples: int = 0  # those whose check ran
-    not_scored: str = ""  # the most common reason of the others, with its message
+    checks: int  # of all samples, sampled and greedy
+    scored_samples: int  # those whose check ran
+    not_scored: str  # the most common reason of the others, with its message
 
 
 class EvaluationFailed(RunFailed):
@@ -54,11 +55,22 @@ class EvaluationFailed(RunFailed):
 class Evaluator:
     """Holds the held-out prompts. An evaluation takes the generators' serving members as they are."""
 
-    def __init__(self, source: PromptSource, prompts: int | None, samples: int, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        source: PromptSource,
+        prompts: int | None,
+        samples: int,
+        sampling: Sampling,
+        lease_seconds: float,
+        cancel: Callable[[Any], None] = ray.cancel,
+    ) -> None:
+        """`lease_seconds`: for a generator to answer with one group, its wait behind others included."""
         count = min(prompts or len(source), len(source))
         self.prompts = [source.at(position) for position in range(count)]
         self.samples = samples
         self._sampling = sampling
+        self._lease_seconds = lease_seconds
+        self._cancel = cancel
         self._greedy = msgspec.structs.replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
 
     async def run(self, pool: ElasticPool, progress: Callable[[int, int], None]) -> EvaluationResult:
@@ -83,11 +95,11 @@ class Evaluator:
             while waiting:
                 lease = waiting.popleft()
                 try:
-                    _, payload = await within(PROMPT_SECONDS, member.handle.generate.remote(lease))
+                    payload = await self._generate(member, lease)
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)  # behind the others: it may well be another member's turn then
                     if not isinstance(error, RayActorError | EngineDied):  # a hung engine is found out by its pool
-                        note_error(errors, lease, error)
+                        note_error(errors, lease, first_line(error) or f"no answer in {self._lease_seconds:g} s", error)
                         continue
                     member.fail(f"{type(error).__name__} in an evaluation")
                     log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)
@@ -127,6 +139,15 @@ class Evaluator:
             not_scored=not_scored,
         )
 
+    async def _generate(self, member: Member, lease: Lease) -> bytes:
+        call = member.handle.generate.remote(lease)
+        try:
+            _, payload = await within(self._lease_seconds, call)
+        except TimeoutError:
+            self._cancel(call)  # what it still computes would slow down the next attempt
+            raise
+        return payload
+
 
 async def slots_of(member: Member) -> int:
     """Requests that the member runs at a time, and so prompts that keep it full; 1 when it does not say: it is asked again
@@ -137,10 +158,9 @@ async def slots_of(member: Member) -> int:
         return 1
 
 
-def note_error(errors: Counter[int], lease: Lease, error: Exception) -> None:
+def note_error(errors: Counter[int], lease: Lease, reason: str, error: Exception) -> None:
     """Count an error of the call itself, which any generator makes. Raises EvaluationFailed at the last attempt."""
     errors[lease.id] += 1
-    reason = first_line(error) or f"no answer in {PROMPT_SECONDS:.0f} s"
     log.warning("evaluation_call_failed", prompt=lease.prompt.id, attempt=errors[lease.id], error=reason)
     if errors[lease.id] == ATTEMPTS:
         raise EvaluationFailed(f"prompt {lease.prompt.id} failed {ATTEMPTS} times: {reason}") from error

@@ -95,9 +95,9 @@ class EvaluationRecord(msgspec.Struct, frozen=True, tag_field="event", tag="eval
     prompts: int
     samples: int
     seconds: float
-    checks: int = 0  # of sampled and greedy samples; 0 in records from before they were counted
-    scored_samples: int = 0  # those whose check ran: what the rewards and the pass rates are over
-    not_scored: str = ""  # the most common reason of the others, with its message
+    checks: int  # of sampled and greedy samples
+    scored_samples: int  # those whose check ran: what the rewards and the pass rates are over
+    not_scored: str  # the most common reason of the others, with its message
 
 
 class SampleRecord(msgspec.Struct, frozen=True):

@@ -122,6 +122,9 @@ def evaluation_record(label: str = "warm", step: int = 0, reward: float = 0.4, *
         prompts=100,
         samples=200,
         seconds=20.0,
+        checks=300,
+        scored_samples=300,
+        not_scored="",
     )
     return msgspec.structs.replace(record, **changes)
 

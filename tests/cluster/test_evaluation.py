@@ -56,6 +56,7 @@ class Generator:
             generate=SimpleNamespace(remote=self._generate), slots=SimpleNamespace(remote=self._slots)
         )
         self.faults: dict[str, Exception] = {}  # by prompt id
+        self.silent: set[str] = set()  # prompts, by id, that it never answers
         self.asked: list[str] = []
         self.failed: list[str] = []
         self.mends = False  # a fault happens once
@@ -69,6 +70,8 @@ class Generator:
     async def _generate(self, lease: Lease) -> tuple[bytes, bytes]:
         self.asked.append(lease.prompt.id)
         await asyncio.sleep(0)
+        if lease.prompt.id in self.silent:
+            await asyncio.Event().wait()
         fault = self.faults.get(lease.prompt.id)
         if fault is not None:
             if self.mends:
@@ -97,8 +100,10 @@ class Serving:
             raise TimeoutError("no member serves")
 
 
-async def evaluate(*members: Generator) -> EvaluationResult:
-    evaluator = Evaluator(TenPrompts(), None, SAMPLES, Sampling(max_tokens=4))  # type: ignore[arg-type]
+async def evaluate(
+    *members: Generator, lease_seconds: float = SECONDS, cancel: Callable[[Any], None] = lambda call: None
+) -> EvaluationResult:
+    evaluator = Evaluator(TenPrompts(), None, SAMPLES, Sampling(max_tokens=4), lease_seconds, cancel)  # type: ignore[arg-type]
     async with asyncio.timeout(SECONDS):
         return await evaluator.run(Serving(*members), lambda done, total: None)  # type: ignore[arg-type]
 
@@ -170,6 +175,16 @@ async def test_a_prompt_that_fails_once_is_asked_again():
     assert not generator.failed
 
 
+async def test_a_call_that_outlasts_its_lease_is_cancelled_and_the_prompt_asked_again():
+    generator = Generator("g", lambda lease, index: GOOD)
+    generator.silent = {"0:7"}
+    cancelled: list[Any] = []
+    with pytest.raises(EvaluationFailed, match=r"^prompt 0:7 failed 5 times: no answer in 0\.05 s$"):
+        await evaluate(generator, lease_seconds=0.05, cancel=cancelled.append)
+    assert len(cancelled) >= ATTEMPTS
+    assert not generator.failed
+
+
 @pytest.mark.parametrize(("row", "answer"), [({"answer": ["a", 1]}, '["a",1]'), ({}, "")])
 def test_a_sample_is_kept_with_its_rows_answer(row, answer):
     prompt = Prompt(0, 1, [1], {"prompt": "say a", **row})
@@ -180,7 +195,7 @@ def test_a_sample_is_kept_with_its_rows_answer(row, answer):
 
 
 def result(sampled: list[float], greedy: list[float]) -> EvaluationResult:
-    return EvaluationResult(sampled, greedy, 0.0, 0.0, [], 1.0)
+    return EvaluationResult(sampled, greedy, 0.0, 0.0, [], 1.0, 4, 4, "")
 
 
 def test_the_gain_is_after_minus_before_for_both_decodings():

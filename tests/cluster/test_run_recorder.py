@@ -165,7 +165,7 @@ def group(prompt: str) -> Group:
 
 def test_an_evaluation_with_a_prompt_of_which_no_check_ran_is_read_back(process):
     recorder = process(2**30, 1)
-    result = EvaluationResult([0.5, math.nan], [1.0, math.nan], 0.25, math.nan, [], 1.5)
+    result = EvaluationResult([0.5, math.nan], [1.0, math.nan], 0.25, math.nan, [], 1.5, 4, 2, "no_worker: none serves")
     recorder.evaluated("before", 0, result, 1)
     (stored,) = recorder.load_results().items()
     assert stored[0] == "before"

@@ -1,5 +1,6 @@
 """What the Markdown files say of the code, checked against the code: paths, keys, commands, messages, links, metrics."""
 
+import ast
 import difflib
 import re
 import subprocess
@@ -39,6 +40,10 @@ KEY = re.compile(r"(?<![\w./-])(\w+)\.([a-z][\w]*)(?![\w/(.])")
 FILE_ENDINGS = {"py", "toml", "json", "jsonl", "html", "md", "lock", "yml", "yaml"}
 COMMAND = re.compile(r"(?<![\w/.-])headrace ([a-z]+)([^\n`|]*)")
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
+DOTTED = re.compile(r"(?<![\w./-])(\w+)\.(\w+)(?![\w/.-])")
+CAMEL = re.compile(r"[A-Z]+[a-z]+[A-Z]\w*")
+# Names of other packages' in our pages.
+FOREIGN = {"AsyncLLM", "FlexAttention", "OutOfMemoryError", "ActorDiedError"}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SECTIONS = JobConfig.model_fields
 
@@ -91,6 +96,65 @@ def wrong_commands(text: str) -> list[str]:
     return wrong
 
 
+def definitions() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Of the four floors' code: each class's members, inherited ones included, and each module's names at the top."""
+    members: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
+    modules: dict[str, set[str]] = {}
+    for path in sorted(
+        path for floor in ("cluster", "actors", "learner", "verifiers") for path in (ROOT / floor).rglob("*.py")
+    ):
+        tree = ast.parse(path.read_text())
+        modules.setdefault(path.parent.name if path.stem == "__init__" else path.stem, set()).update(bound(tree.body))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                own = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and is_self(each)}
+                members.setdefault(node.name, set()).update(bound(node.body), own)
+                bases.setdefault(node.name, set()).update(ast.unparse(base).split("[")[0] for base in node.bases)
+    for name in members:
+        waiting = list(bases[name])
+        while waiting:
+            base = waiting.pop()
+            members[name] |= members.get(base, set())
+            waiting += bases.get(base, set())
+    return members, modules
+
+
+def bound(body: list[ast.stmt]) -> set[str]:
+    """The names that statements bind: functions, classes, variables and fields, not what they import."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return names
+
+
+def is_self(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+MEMBERS, MODULES = definitions()
+
+
+def unknown_names(text: str) -> list[str]:
+    """Code spans with a `Class.member`, a `module.name` or a `ClassName` that our code does not define."""
+    unknown = set()
+    for span in SPAN.findall(FENCE.sub("", text)):
+        for owner, name in DOTTED.findall(span):
+            if name in FILE_ENDINGS or owner in SECTIONS:
+                continue
+            known = MEMBERS.get(owner, set()) if owner[0].isupper() else MODULES.get(owner, {name})
+            if name not in known:
+                unknown.add(f"{owner}.{name}")
+        word = span.split("(")[0]
+        if CAMEL.fullmatch(word) and word not in {*MEMBERS, *FOREIGN}:
+            unknown.add(word)
+    return sorted(unknown)
+
+
 def wrong_options(text: str) -> list[str]:
     """Code spans that are an option by themselves, and none of any command."""
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
@@ -135,6 +199,11 @@ def test_every_key_of_the_job_file_exists(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_class_and_function_exists(page: Path):
+    assert unknown_names(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_command_and_option_exists(page: Path):
     text = page.read_text()
     assert wrong_commands(text) + wrong_options(text) == []
@@ -172,6 +241,10 @@ def test_the_checks_above_see_what_is_wrong():
 """
     assert unknown_paths(ROOT / "README.md", wrong) == ["cluster/nothing.py", "docs/none.md"]
     assert unknown_keys(wrong) == ["learner.rank"]
+    names = (
+        "`Controller.run`, `Controller._learn`, `waits.Stopped`, `waits.Halted`, `Waits`, `WaitsLonger`, `NoClass.run`"
+    )
+    assert unknown_names(names) == ["Controller._learn", "NoClass.run", "WaitsLonger", "waits.Halted"]
     assert wrong_commands(wrong) == ["headrace run --learner.learning-rat", "headrace stop"]
     assert wrong_options(wrong) == ["--resum"]
     assert broken_links(ROOT / "README.md", wrong) == ["docs/none.md", "#nowhere"]

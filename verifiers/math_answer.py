@@ -46,13 +46,26 @@ _CONDITION = re.compile(r"\bif\b(?!\s+and\s+only\s+if\b)", re.IGNORECASE)
 _NO_CONDITION = re.compile(
     r"\bif\s+and\s+only\s+if\b|\b(?:check|see|verify|ask(?:s|ed)?|determine|know)\s+if\b", re.IGNORECASE
 )
+_DENIAL_BEFORE = re.compile(
+    r"\b(?:not|n't|never|isn't|aren't|cannot\s+be|can't\s+be)\b\W*(?:\w+\W+){0,3}$|\b(?:false|wrong|incorrect|untrue)\s+that\b",
+    re.IGNORECASE,
+)
+_DENIAL_AFTER = re.compile(
+    r"\W{0,4}(?:is|are|was|would\s+be|cannot|can't)?\W*(?:not|n't|isn't|aren't|wrong|incorrect|false|never|cannot)\b",
+    re.IGNORECASE,
+)
+_BOUND = re.compile(
+    r"\b(?:at\s+(?:most|least)|(?:less|more|greater|fewer|other|rather|smaller|larger|bigger|higher|lower)\s+than|between|above"
+    r"|below|under|over|up\s+to|near)\b|[<>≤≥]",
+    re.IGNORECASE,
+)
 _ALTERNATIVE = re.compile(r"\bor\b(?!\s+equivalently\b)|\bversus\b|\bvs\b", re.IGNORECASE)
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:[^$\\\n]|\\.)+?)(?<!\\)\$", re.DOTALL)
 _NUMBER = re.compile(
     r"(?<![\w.^])[-−]?(?:\\[$])?[$€£]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
     r"(?:\s*/\s*[0-9]+(?![\w/]))?(?:\s*\\?%)?"
 )
-_ONLY_SEPARATOR = re.compile(r"[\s*]*(?:,|;|/|\bor\b|\band\b|&|\|)(?:[\s*]|\bor\b|\band\b)*", re.IGNORECASE)
+_ONLY_SEPARATOR = re.compile(r"(?:[\s*,;/&|()•?-]|\bor\b|\band\b)+", re.IGNORECASE)
 
 
 def find_answer(completion: str, *, require_box: bool, thinking_end: str | None) -> FoundAnswer:
@@ -140,13 +153,15 @@ def _sentence_before(text: str, position: int) -> str:
 def _sentence_after(text: str, position: int) -> str:
     after = text[position : position + 400]
     end = _SENTENCE_END.search(after)
-    return after[: end.start()] if end else after
+    return after[: end.end()] if end else after
 
 
 def _refuse_hedge(before: str, after: str) -> None:
     """Raises AnswerFault where the words around an answer take it back or set another beside it."""
     before, after = _NO_CONDITION.sub(" ", before), _NO_CONDITION.sub(" ", after)
     if _HEDGE.search(before) or _HEDGE.search(after) or _CONDITION.search(before) or _CONDITION.search(after):
+        raise AnswerFault("hedged")
+    if _DENIAL_BEFORE.search(before) or _DENIAL_AFTER.match(after) or re.match(r"[\s$)\]}]*\?", after):
         raise AnswerFault("hedged")
     if re.search(r"\bor\b\W*(?:\\text\{\W*)?\W*$", before, re.IGNORECASE) or _ALTERNATIVE.search(after):
         raise AnswerFault("hedged")
@@ -161,7 +176,10 @@ def _stated(text: str) -> str:
     start = cues[-1].end()
     _refuse_hedge(_sentence_before(text, cues[-1].start()) + cues[-1].group(), "")
     value, end = _first_value(text, start)
-    _refuse_hedge("", _sentence_after(text, end))
+    said = text[start:end].removesuffix(value)
+    _refuse_hedge(said, _sentence_after(text, end))
+    if _BOUND.search(said):
+        raise AnswerFault("hedged")
     another = _NUMBER.search(text, end)
     if another and _ONLY_SEPARATOR.fullmatch(text[end : another.start()]):
         raise AnswerFault("several_answers")

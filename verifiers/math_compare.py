@@ -25,8 +25,10 @@ from headrace.verifiers.math_form import (
 )
 from headrace.verifiers.math_quantity import (
     Listing,
+    Matrix,
     Quantity,
     read_list,
+    read_matrix,
     read_quantity,
     same_quantity,
     same_unit,
@@ -77,6 +79,9 @@ def compare(gold: str, given: str, *, evaluated: bool, units: bool) -> Outcome:
     listing = read_list(gold)
     if listing is not None and all(_value_of(element) is not None for element in listing.elements):
         return _compare_listing(listing, gold, given, evaluated)
+    matrix, other = read_matrix(gold), read_matrix(sides(given)[-1]) if len(sides(gold)) == 1 else None
+    if matrix is not None and other is not None and all(is_name(side) for side in sides(given)[:-1]):
+        return MATCH if _same_matrix(matrix, other) else WRONG
     return _compare_expression(gold, given)
 
 
@@ -191,6 +196,13 @@ def _compare_listing(listing: Listing, gold: str, given: str, evaluated: bool) -
     return MATCH if inside and covered else WRONG
 
 
+def _same_matrix(wanted: Matrix, offered: Matrix) -> bool:
+    if [len(row) for row in wanted] != [len(row) for row in offered]:
+        return False
+    pairs = [pair for rows in zip(wanted, offered, strict=True) for pair in zip(*rows, strict=True)]
+    return all(same_quantity(*pair) for pair in pairs)
+
+
 def _name_of(element: str) -> str:
     parts = sides(element)
     return compact(parts[0]) if len(parts) > 1 else ""
@@ -211,8 +223,11 @@ def _compare_expression(gold: str, given: str) -> Outcome:
         return Outcome(False, "unevaluated")
     if _DIGITS_IN_TEXT.search(given):
         return Outcome(False, "hedged")
-    if len(approximations(given)) > 1 and len(approximations(gold)) == 1:
-        given = approximations(given)[0]
+    about = approximations(given)
+    if len(about) > 1 and len(approximations(gold)) == 1:
+        if len(about) > 2 or not _is_rounding(about[1], sides(about[0])[-1]):
+            return Outcome(False, "several_answers")
+        given = about[0]
     if len(sides(gold)) == 1:
         parts = sides(given)
         for part in parts[:-1]:
@@ -222,6 +237,23 @@ def _compare_expression(gold: str, given: str) -> Outcome:
     elif len(sides(given)) == 1 and is_name(sides(gold)[0]):
         gold = sides(gold)[-1]
     return symbolic_match(gold, given)
+
+
+def _is_rounding(rounded: str, exact: str) -> bool:
+    """Whether a decimal is an expression's value to as many places as it has."""
+    number, expression = read_quantity(rounded), _parsed(exact)
+    if (
+        number is None
+        or expression is None
+        or not getattr(expression, "is_number", False)
+        or expression.is_real is not True
+    ):
+        return False
+    places = len(rounded.partition(".")[2].strip())
+    return bool(
+        abs(expression.evalf(places + 20) - number.value.numerator / _library().sympy.Integer(number.value.denominator))
+        <= _library().sympy.Rational(1, 2 * 10**places)
+    )
 
 
 def symbolic_match(gold: str, given: str) -> Outcome:

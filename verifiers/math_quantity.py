@@ -48,8 +48,13 @@ _NOT_A_UNIT = (
     "fewer above below under between to from through pi sqrt sin cos tan log ln exp mod is was are inf infinity "
     "negative squared cubed percent percentage e i x y z n k otherwise else unless about around approximately "
     "roughly half quarter third dozen pair pairs factorial choose "
+    " wrong incorrect false untrue also no never nope what which"
 )
-_NO_UNIT = frozenset(_NOT_A_UNIT.split())
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+_NO_UNIT = frozenset(f"{_NOT_A_UNIT} {_NUMBER_WORDS}".split())
 _SYMBOLS = "m g l s h N J W V A K C F Hz cm mm km kg mg ml mL ft in yd mi lb oz hr kW Pa eV mol rad sr am pm "
 _SHORT_UNITS = frozenset(_SYMBOLS.split())
 _UNIT_NAMES = {
@@ -84,7 +89,9 @@ def read_quantity(text: str) -> Quantity | None:
     value = _value(match)
     if value is None:
         return None
-    negative = (match["sign"] == "-") != (match["sign2"] == "-")
+    if match["sign2"] and (match["sign"] or not match["currency"]):
+        return None
+    negative = "-" in (match["sign"], match["sign2"])
     tail = _read_unit(match["rest"])
     if tail is None:
         return None
@@ -129,6 +136,8 @@ def _read_unit(rest: str) -> tuple[int, bool, str] | None:
     """What stands behind a number: factor of a word like "million", percent or not, unit. None: it is no unit."""
     if not rest.strip():
         return 1, False, ""
+    if ".." in rest:  # an ellipsis
+        return None
     if rest[0].isalpha():  # 42cm is a quantity, 42x and 42m are products
         name = re.match(r"[A-Za-z]+", rest)
         if name is None or len(name.group()) < 2 or name.group() not in _SHORT_UNITS:
@@ -145,9 +154,7 @@ def _read_unit(rest: str) -> tuple[int, bool, str] | None:
         if token in ("/",) or token == "per":
             inverse = True
             continue
-        if token in (".", ",", "$", "(", ")"):
-            if token == "$" and plain != "$":
-                return None
+        if token in (".", "(", ")") or plain == "$":
             continue
         match = _UNIT_WORD.fullmatch(re.sub(r"\s", "", token))
         if match is None:
@@ -285,3 +292,23 @@ def _expanded(elements: list[str]) -> tuple[str, ...]:
         else:
             expanded.append(element.strip())
     return tuple(expanded)
+
+
+# ------------------------------------------------------------------------------------------------- matrices
+
+Matrix = tuple[tuple[Quantity, ...], ...]
+_MATRIX = re.compile(r"\\begin\{([pbB]?|small)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
+
+
+@lru_cache(maxsize=8192)
+def read_matrix(text: str) -> Matrix | None:
+    """The rows of a cleaned text that is one matrix of numbers; None for everything else, determinants included."""
+    match = _MATRIX.fullmatch(text)
+    if match is None or "matrix" in match[2]:
+        return None
+    rows = [row for row in re.split(r"\\\\", match[2]) if row.strip()]
+    table = [[read_quantity(cell) for cell in row.split("&")] for row in rows]
+    cells = [tuple(cell for cell in row if cell is not None) for row in table]
+    if not cells or any(len(row) != len(table[0]) for row in cells):
+        return None
+    return tuple(cells)

@@ -1,5 +1,7 @@
 """The math verifier: what is the answer, what equals gold, what never passes, and what hostile input costs."""
 
+import doctest
+import importlib
 import pickle
 import sys
 import time
@@ -27,7 +29,7 @@ def verifier():
 @pytest.fixture(scope="module")
 def lenient():
     """Takes an expression for a number, so that all of math-verify can be reached, bombs included."""
-    verifier = MathVerifier(evaluated=False, timeout_seconds=1.0)
+    verifier = MathVerifier(evaluated=False, timeout_seconds=0.5)
     yield verifier
     verifier.close()
 
@@ -74,9 +76,12 @@ RIGHT = [
     (r"2\pi", r"2 \cdot \pi"), (r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2"),
     (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"), ("1+i", "i+1"), (r"\infty", r"\infty"), (r"\pi", "3.141593"),
     (r"e^{2x}", r"(e^x)^2"), (r"2^{10}", "1024"), (r"5!", "120"), (r"\binom{5}{2}", "10"), ("y=2x+1", "2y=4x+2"),
+    (r"\sqrt{2}", r"\sqrt{2} \approx 1.41"), ("42.4", r"42.4 \approx 42"), ("42", r"42.4 \approx 42"),
     # matrices
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1 & 2\\ 3 & 4\end{bmatrix}"),
     (r"\begin{pmatrix}1/2\\0\end{pmatrix}", r"\begin{pmatrix}0.5\\0\end{pmatrix}"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}", r"A = \begin{bmatrix}1&2\end{bmatrix}"),
+    (r"\begin{pmatrix}x\\1\end{pmatrix}", r"\begin{bmatrix}x\\1\end{bmatrix}"),
     # words, choices, other bases
     (r"\text{Evelyn}", "Evelyn"), ("Evelyn", r"\text{evelyn}"), ("yes", r"\textbf{Yes}"), ("A", "(A)"),
     (r"\text{(C)}", "C"), ("C", r"\text{(C) } 42"), ("B", r"\textbf{(B)}"), (r"\text{no solution}", "No solution"),
@@ -110,7 +115,9 @@ WRONG = [
     ("42", r"42 \text{ (or 41)}", "not_a_number"), ("42", r"\text{41 or 42}", "not_a_number"),
     ("42", r"\text{either 41 or 42}", "hedged"), (r"\sqrt{2}", r"\sqrt{2}, \sqrt{3}", "several_answers"),
     ("2x", r"3x = 2x", "several_answers"), (r"\{1,2\}", r"\{1,2,3\}", "wrong_answer"),
-    ("1,2", "1,2,3,4", "wrong_answer"),
+    ("1,2", "1,2,3,4", "wrong_answer"), ("42", "42 forty one", "not_a_number"),
+    ("42", r"42 \text{ (wrong)}", "not_a_number"), ("42", "--42", "not_a_number"), ("42", "42...", "not_a_number"),
+    ("x+1", r"x+1 \approx x+2", "several_answers"), (r"\sqrt{2}", r"\sqrt{2} \approx 1.5", "several_answers"),
     # conditions and retractions
     ("42", r"42 \text{ if } x > 0", "hedged"), ("42", "42?", "hedged"), ("42", r"42 \ne 41", "hedged"),
     ("42", r"\text{not } 42", "hedged"), ("42", r"\text{maybe } 42", "hedged"), ("42", r"\phantom{41}42", "hedged"),
@@ -137,6 +144,9 @@ WRONG = [
     ("2x", "2y", "wrong_answer"), (r"\sqrt{2}", "1.41", "wrong_answer"), ("x<2", "x>2", "wrong_answer"),
     (r"\infty", r"-\infty", "wrong_answer"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", "wrong_answer"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", "wrong_answer"),
+    (r"\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"\begin{vmatrix}1&0\\0&1\end{vmatrix}", "wrong_answer"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", "wrong_answer"),
     (r"\infty", r"\frac{1}{0}", "wrong_answer"), ("x+1", "x+2", "wrong_answer"),
     ("0", r"\frac{0}{0}", "not_a_number"),
     # words
@@ -208,6 +218,20 @@ COMPLETIONS = [
     ("   \n", "no_answer"),
     ("The answer is 41.", "wrong_answer"),
     ("Answer: $41$ or $42$", "several_answers"),
+    ("Answer: 42? 41?", "hedged"),
+    (r"Is it \boxed{42}?", "hedged"),
+    (r"The answer is not \boxed{42}.", "hedged"),
+    (r"It is false that the answer is \boxed{42}.", "hedged"),
+    (r"\boxed{42} is not the answer.", "hedged"),
+    (r"\boxed{42} is wrong.", "hedged"),
+    ("The answer is not 42.", "hedged"),
+    ("The answer isn't 42.", "hedged"),
+    ("The answer is less than 42.", "hedged"),
+    ("The answer is at most 42.", "hedged"),
+    ("The answer is between 41 and 42.", "hedged"),
+    ("\n".join(map(str, range(43))), "several_answers"),
+    (", ".join(map(str, range(43))), "several_answers"),
+    ("\n".join(f"- {number}" for number in range(43)), "several_answers"),
 ]
 
 
@@ -216,6 +240,21 @@ def test_one_unconditional_answer_is_taken_from_a_completion(verifier, completio
     verdict = verify(verifier, completion, "42")
     assert verdict.reason == reason
     assert verdict.kind is (VerdictKind.PASS if reason == "match" else VerdictKind.FAIL)
+
+
+SOLUTIONS = [
+    "Since $n$ is not divisible by 3, we have two cases.\n\nIn either case it is 2.\n\nThus the sum is $\\boxed{42}$.",
+    "Let's see if $x = 41$ works: it does not. Next, $42 + 2 = 44$. The answer is $\\boxed{42}$.",
+    "**Step 1.** 6 boxes of 7 eggs.\n\n**Step 2.** $6 \\cdot 7 = 42$\n\n**Final answer:**\n\n$$\\boxed{42}$$\n\nAsk if in doubt.",
+    "<think>Is it \\boxed{41}? Maybe, or 40. No.</think>\n\nThe total is $\\boxed{42\\text{ eggs}}$.",
+    "Each of the 6 hens lays 7 eggs, which makes 6 * 7 = 42 eggs.\nThe answer is 42.",
+    "We get\n\\[\n\\boxed{x = 42}.\n\\]\nThis can be checked by substitution.",
+]
+
+
+@pytest.mark.parametrize("completion", SOLUTIONS)
+def test_a_solution_with_one_answer_passes(verifier, completion):
+    assert verify(verifier, completion, "42").reason == "match"
 
 
 def test_several_boxes_are_the_list_that_gold_is(verifier):
@@ -254,12 +293,14 @@ def test_the_row_field_has_the_name_that_is_asked_for():
 # ---------------------------------------------------------------------------------------------- hostile input
 
 BOMBS = [
-    "9^{9^{9}}", "9**9**9", "9^{9^{9^{9^9}}}", "(10^{9})!", "999999999!", r"\binom{10^9}{5\cdot 10^8}",
-    r"\sum_{i=1}^{10^{12}} i^i", r"\prod_{i=1}^{10^9} i", "((((2^{99})^{99})^{99})^{99})^{99}", "(x+1)^{100000}",
-    r"\int_0^1 \sin(\sin(\sin(\sin(x^{x^x})))) dx", "1" * 1900, "{" * 900+"1"+"}" * 900, "(" * 900+"1"+")" * 900,
-    r"\sqrt{" * 250+"2"+"}" * 250, "+".join(f"x_{{{i}}}" for i in range(250)), r"\frac{1}{1+" * 150+"1"+"}" * 150,
-    r"\lim_{x\to\infty} (1+1/x)^{x^{x^x}}", "-" * 1500+"1", "1/" * 900+"1", r"\text{" * 300+"42"+"}" * 300,
-    "," * 1500, "=" * 1500, r"\begin{pmatrix}"+"1&" * 400+r"1\end{pmatrix}",
+    "9^{9^{9}}", "9**9**9", "999999999!", r"\binom{10^9}{5\cdot 10^8}", r"\sum_{i=1}^{10^{12}} i^i",
+    "((((2^{99})^{99})^{99})^{99})^{99}", r"\int_0^1 \sin(\sin(\sin(\sin(x^{x^x})))) dx",
+]  # fmt: skip
+TANGLES = [
+    "1" * 1900, "{" * 900+"1"+"}" * 900, "(" * 900+"1"+")" * 900, r"\sqrt{" * 250+"2"+"}" * 250,
+    r"\frac{1}{1+" * 150+"1"+"}" * 150, "-" * 1500+"1", "1/" * 900+"1", r"\text{" * 300+"42"+"}" * 300, "," * 1500,
+    "=" * 1500, r"\begin{pmatrix}"+"1&" * 400+r"1\end{pmatrix}", r"\lim_{x\to\infty} (1+1/x)^{x^{x^x}}",
+    "+".join(f"x_{{{i}}}" for i in range(250)), "(x+1)^{100000}", r"\prod_{i=1}^{10^9} i",
 ]  # fmt: skip
 
 
@@ -269,16 +310,18 @@ def test_a_bomb_ends_within_its_limit_as_a_failure(lenient, bomb):
     bad, good = lenient.verify_many([Sample(boxed(bomb), {"answer": "42"}), Sample(boxed("42"), {"answer": "42"})])
     assert bad.kind is VerdictKind.FAIL
     assert good.reason == "match"
-    assert time.perf_counter() - start < 30  # 1 s of processor time, and a new process, on a busy machine
+    assert time.perf_counter() - start < 30  # half a second of processor time and a new process, on a busy machine
 
 
-@pytest.mark.parametrize("bomb", ["9^{9^{9}}", "(x+1)^{100000}", r"(10^{9})!"])
-def test_a_bomb_against_an_expression_ends_as_well(lenient, bomb):
-    assert verify(lenient, boxed(bomb), "x^2+1").kind is VerdictKind.FAIL
+@pytest.mark.parametrize("tangle", TANGLES)
+def test_a_tangle_never_reaches_the_algebra_where_a_number_is_wanted(verifier, tangle):
+    bad = verify(verifier, boxed(tangle), "43")
+    assert bad.kind is VerdictKind.FAIL
+    assert bad.reason not in ("timeout", "memory", "crash")
 
 
-def test_time_is_what_ends_a_bomb(lenient):
-    assert verify(lenient, boxed("9^{9^{9}}+x-x"), "x+1").reason == "timeout"
+def test_a_bomb_against_an_expression_ends_as_well(lenient):
+    assert verify(lenient, boxed("9^{9^{9}}"), "x^2+1").reason == "timeout"
 
 
 def test_a_long_answer_is_not_read(verifier):
@@ -286,7 +329,7 @@ def test_a_long_answer_is_not_read(verifier):
 
 
 @given(st.text(st.characters(), max_size=200), st.sampled_from(["42", "1,2", "x+1", "yes", "(1,2]", r"\sqrt{2}"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_text_raises_and_none_earns_more_than_one(verifier, text, gold):
     for completion in (text, f"\\boxed{{{text}}}", f"The answer is {text}"):
         verdict = verify(verifier, completion, gold)
@@ -301,14 +344,14 @@ FRAGMENTS = [
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_scraps_of_formulas_never_pass_without_gold_and_never_raise(verifier, text):
     verdict = verify(verifier, boxed(text), "43")
     assert verdict.kind is VerdictKind.FAIL
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_two_numbers_match_exactly_when_they_are_equal(top, bottom):
     verifier = MathVerifier(sandbox=False)
     gold = f"\\frac{{{top}}}{{{bottom}}}"
@@ -321,7 +364,7 @@ GOLDS = [clean(gold) for gold, _ in RIGHT if isinstance(gold, str) and "#" not i
 
 
 @given(st.sampled_from(GOLDS), st.sampled_from(["41", "x", r"\text{Bob}", "(7,8)"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_gold_beside_another_answer_never_passes(verifier, gold, other):
     forms = (
         rf"{gold} \text{{ or }} {other}",
@@ -408,6 +451,12 @@ def test_a_quantity_is_a_number_and_its_unit(text, value, unit):
     quantity = read_quantity(clean(text))
     assert (None if quantity is None else str(quantity.value)) == value
     assert quantity is None or quantity.unit == unit
+
+
+@pytest.mark.parametrize("module", ["math_answer", "math_form", "math_quantity"])
+def test_the_examples_in_the_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(f"headrace.verifiers.{module}"))
+    assert (result.attempted > 0, result.failed) == (True, 0)
 
 
 def test_a_list_is_split_outside_its_brackets():

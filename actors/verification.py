@@ -87,6 +87,7 @@ class VerificationWorker:
         finally:
             self._call_start = None
             self._inflight = 0
+            self._metrics.set(telemetry.VERIFICATION_INFLIGHT, 0)
             self._busy_seconds += time.monotonic() - start
         self._done += len(verdicts)
         seconds = (time.monotonic() - start) / max(1, len(samples))
@@ -97,7 +98,6 @@ class VerificationWorker:
             self._metrics.observe(telemetry.VERIFICATION_SECONDS, seconds)
             if verdict.kind is VerdictKind.INFRA_ERROR:
                 self._log_failure(verdict)
-        self._metrics.set(telemetry.VERIFICATION_INFLIGHT, 0)
         return verdicts
 
     def _log_failure(self, verdict: Verdict) -> None:
@@ -145,7 +145,7 @@ class VerificationClient:
             self._retired.discard(name)
             if name not in self._tasks:
                 task = self._tasks[name] = asyncio.create_task(self._serve(name, handle), name=f"verify with {name}")
-                task.add_done_callback(note_outcome)
+                task.add_done_callback(log_bug)
 
     async def verify(self, sample: Sample) -> Verdict:
         """The verdict; `infra_error` once every attempt has failed, or when no worker has answered anything, this sample or
@@ -258,8 +258,8 @@ class VerificationClient:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def note_outcome(task: asyncio.Task[None]) -> None:
-    """Nobody waits for the task: what it ended with is seen here."""
+def log_bug(task: asyncio.Task[None]) -> None:
+    """Nobody waits for the task, which fails by a bug of ours only: its trace is in the log."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("verification_task_failed", task=task.get_name(), exc_info=error)
 

@@ -44,9 +44,8 @@ class PoolTiming(msgspec.Struct, frozen=True):
 class Member:
     """One actor and where it is on its way."""
 
-    def __init__(self, name: str, place: int, restarts: int) -> None:
+    def __init__(self, name: str, restarts: int) -> None:
         self.name = name
-        self.place = place
         self.restarts = restarts
         self.state = MemberState.STARTING
         self.since = time.time()
@@ -203,7 +202,7 @@ class ElasticPool:
 
     def _start(self, restarts: int) -> None:
         name = f"{self.pool}-{self._serial}"
-        member = self.members[name] = Member(name, self._serial, restarts)
+        member = self.members[name] = Member(name, restarts)
         self._serial += 1
         task = self._tasks[name] = asyncio.create_task(self._live(member), name=f"life of {name}")
         task.add_done_callback(self._task_ended)

@@ -111,7 +111,7 @@ class WeightPublisher:
                 )
             outcomes = await asyncio.gather(*[self._activate(member, snapshot) for member in left])
             done = [(member, outcome) for member, outcome in zip(left, outcomes, strict=True) if outcome is not None]
-            self.syncs += 1
+            self.syncs += bool(done)
             report = PublishReport(
                 version=snapshot.manifest.version,
                 members=[member.name for member, _ in done],

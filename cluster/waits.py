@@ -43,9 +43,10 @@ class Waits:
 
     @contextmanager
     def phase(self, what: str) -> Iterator[str]:
-        """What goes on from here, for the display."""
+        """What goes on inside, for the display. One that fails stays: it is where the run ended."""
         self._recorder.set_phase(what)
         yield what
+        self._recorder.set_phase(f"{what}: done")
 
     async def until(self, work: Awaitable[Result], *, stoppable: bool = True) -> Result:
         """Await `work`, but end with the pool's own error if a pool fails meanwhile, or with Stopped when the user asks

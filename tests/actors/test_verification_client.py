@@ -380,6 +380,14 @@ class Shouting(Verifier):
         self.closed = True
 
 
+class Raising(Verifier):
+    def verify(self, sample: Sample) -> Verdict:
+        raise NotImplementedError
+
+    def verify_many(self, samples: list[Sample]) -> list[Verdict]:
+        raise ZeroDivisionError("a bug")
+
+
 class Chatty(Verifier):
     def verify(self, sample: Sample) -> Verdict:
         return scored(0.0, f"expected 4, got {sample.row['number']}")
@@ -391,6 +399,15 @@ def test_reasons_that_are_texts_make_one_series_and_not_one_each(tmp_path):
     worker.close()
     labels = {"run": "run", "member": "verification-0", "kind": "fail", "reason": "other"}
     assert worker._metrics.registry.get_sample_value("headrace_verification_verdicts_total", labels) == 3
+
+
+def test_a_worker_whose_verifier_raised_holds_no_samples_any_more(tmp_path):
+    worker = VerificationWorker("run", "verification-0", "127.0.0.1", Raising(), str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        worker.verify([sample(0)])
+    worker.close()
+    labels = {"run": "run", "member": "verification-0"}
+    assert worker._metrics.registry.get_sample_value("headrace_verification_inflight_samples", labels) == 0
 
 
 def test_the_worker_starts_its_verifier_answers_in_order_and_counts(tmp_path):

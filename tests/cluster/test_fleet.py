@@ -93,7 +93,7 @@ class Accepting(Verifier):
 
 
 def generator(name: str, state: MemberState) -> Member:
-    member = Member(name, 0, 0)
+    member = Member(name, 0)
     member.handle, member.state = Handle(), state
     return member
 
@@ -101,7 +101,7 @@ def generator(name: str, state: MemberState) -> Member:
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 async def test_a_worker_whose_check_hangs_is_found_dead(factor):
     kind = VerificationKind("run", "127.0.0.1", Accepting(), Requirements({}), None, TIMEOUT)
-    member = Member("verification-0", 0, 0)
+    member = Member("verification-0", 0)
     member.handle = Handle(WorkerStatus(1, 7, 2.0, factor * HUNG_CHECK * TIMEOUT))
     if factor > 1:
         with pytest.raises(TimeoutError, match="hung for 66 s"):

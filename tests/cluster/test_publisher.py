@@ -121,7 +121,7 @@ class FakeGenerator:
 
 
 def member_of(name: str, generator: FakeGenerator) -> Member:
-    member = Member(name, 0, 0)
+    member = Member(name, 0)
     member.handle, generator.member = generator, member
     return member
 
@@ -235,6 +235,13 @@ async def test_a_member_that_dies_in_a_transfer_is_given_up_and_the_others_are_s
     assert sender.groups == [3, 2]
     assert b.received == [1]
     assert members[0].version is None
+
+
+async def test_a_version_that_reached_nobody_is_no_sync():
+    dying = member_of("a", FakeGenerator(("dies",)))
+    publisher = await publisher_at(1, FakeSender())
+    assert (await publisher.publish([dying])).members == []
+    assert publisher.syncs == 0
 
 
 async def test_a_member_that_has_all_bytes_survives_the_death_of_another_and_receives_again():

@@ -110,8 +110,15 @@ async def test_a_version_on_its_way_is_waited_for_once_and_told_to_the_recorder(
     waiting.fleet.arrived.set()
     report = await waiting.waits.published()
     assert waiting.recorder.reports == [report]
-    assert waiting.recorder.phases == ["waiting for version 3 to reach the generators"]
+    what = "waiting for version 3 to reach the generators"
+    assert waiting.recorder.phases == [what, f"{what}: done"]
     assert await waiting.waits.published() is None
+
+
+async def test_what_fails_is_not_shown_as_done(waiting):
+    with pytest.raises(KeyError), waiting.waits.phase("exporting the model"):
+        raise KeyError("gone")
+    assert waiting.recorder.phases == ["exporting the model"]
 
 
 async def test_a_version_on_its_way_is_given_up_with_the_run(waiting):

@@ -57,8 +57,8 @@ class RunData(msgspec.Struct, frozen=True):
         for before in self.files:
             if digests.get(before.key) != before.sha256:
                 raise UserError(
-                    f"--resume: {before.key}: {before.path} is not what it was when the run started; put it back as it "
-                    f"was, start another run with --job.run-dir, or remove {file} to go on all the same"
+                    f"--resume: {before.key}: {before.path} is not what it was when the run started; put it back as "
+                    f"{file} has it, or start another run with --job.run-dir"
                 )
 
 
@@ -72,10 +72,12 @@ class RunFolder:
         self.controller = path / "controller.json"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
+        self.ledger = path / "ledger.jsonl"
         self.memory = path / "memory.json"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"
         self.model = path / "model"
         self.logs = path / "logs"
         self._writers: dict[Path, BinaryIO] = {}
@@ -106,9 +108,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            for folder in (self.checkpoints, self.logs):
+            for folder in (self.checkpoints, self.evaluations, self.logs):
                 folder.mkdir(exist_ok=True)
-            for path in (self.metrics, self.samples):
+            for path in (self.metrics, self.samples, self.ledger):
                 _cut_half_written_line(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise UserError(
@@ -135,15 +137,31 @@ class RunFolder:
     def append_samples(self, records: Iterable[SampleRecord]) -> None:
         self._append(self.samples, records)
 
+    def append_ledger(self, record: msgspec.Struct) -> None:
+        self._append(self.ledger, [record])
+
+    def replace_ledger(self, records: Iterable[msgspec.Struct]) -> None:
+        self._close_writers()
+        atomic_write(self.ledger, b"".join(_line(record) for record in records))
+
+    def write_evaluation(self, label: str, result: msgspec.Struct) -> None:
+        atomic_write(self.evaluations / f"{label.replace(' ', '-')}.json", msgspec.json.encode(result) + b"\n")
+
     def write_job(self, toml: str) -> None:
         atomic_write(self.job, toml.encode())
 
     def write_data(self, data: RunData) -> None:
         atomic_write(self.data, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
 
-    def read_data(self) -> RunData | None:
-        """None for a run of a version that did not write it. Raises UserError when the file is none."""
-        return read_record(self.data, RunData) if self.data.exists() else None
+    def read_data(self) -> RunData:
+        """Raises UserError when there is no such file, or it is none."""
+        try:
+            return read_record(self.data, RunData)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.data}: missing, so that nothing tells whether data and reward are what the run started with; put "
+                "it back, or start another run with --job.run-dir"
+            ) from error
 
     def write_summary(self, summary: Summary) -> None:
         atomic_write(self.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
@@ -165,6 +183,15 @@ class RunFolder:
     def read_samples(self) -> list[SampleRecord]:
         """All complete lines, in order; empty before the first. Raises UserError at a line that is no record."""
         return read_lines(self.samples, SampleRecord)
+
+    def read_ledger(self, kind: type[Record]) -> list[Record]:
+        """All complete lines, in order; empty before the first. Raises UserError at a line that is no `kind`."""
+        return read_lines(self.ledger, kind)
+
+    def read_evaluations(self, kind: type[Record]) -> dict[str, Record]:
+        """By label, with `-` for each space. Raises UserError at a file that is no `kind`."""
+        # A prompt of which no check ran has nan for its reward.
+        return {path.stem: read_record(path, kind, null_is_nan=True) for path in self.evaluations.glob("*.json")}
 
     def read_summary(self) -> Summary | None:
         """None while the run goes on. Raises UserError when the file is no summary."""

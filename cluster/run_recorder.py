@@ -22,7 +22,7 @@ from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch
 from headrace.cluster.report import write_report
 from headrace.cluster.rollout_queue import CommitRecord
-from headrace.cluster.run_folder import RunFolder, atomic_write, read_lines, read_record
+from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import (
     EvaluationRecord,
     GroupCounts,
@@ -60,7 +60,6 @@ class RunRecorder:
         began; all elapsed seconds count from it."""
         self._job = job
         self._folder = folder
-        self._ledger = folder.path / "ledger.jsonl"
         self._display = display
         self._layout = layout
         self.log_dir = log_dir
@@ -100,11 +99,8 @@ class RunRecorder:
         self._evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
 
     def _rewind_ledger(self, step: int) -> None:
-        if not self._ledger.exists():
-            return
-        # A line without its end was being written when the process died.
-        kept = [record for record in read_lines(self._ledger, CommitRecord) if record.step <= step]
-        atomic_write(self._ledger, b"".join(msgspec.json.encode(record) + b"\n" for record in kept))
+        kept = [record for record in self._folder.read_ledger(CommitRecord) if record.step <= step]
+        self._folder.replace_ledger(kept)
         for record in kept:
             self._settle(record)
 
@@ -202,8 +198,7 @@ class RunRecorder:
     def append_ledger(self, record: CommitRecord) -> None:
         """What the step settled, by prompt id."""
         self._settle(record)
-        with self._ledger.open("ab") as ledger:
-            ledger.write(msgspec.json.encode(record) + b"\n")
+        self._folder.append_ledger(record)
 
     def published(self, report: PublishReport) -> None:
         metrics.update_from_sync(self.telemetry, report.seconds, report.pause_seconds)
@@ -213,18 +208,13 @@ class RunRecorder:
         self._evaluations.append(record)
         self._folder.append_metrics(record)
         self._folder.append_samples(sample_records(label, step, result.groups, self._layout))
-        folder = self._folder.path / "evaluations"
-        folder.mkdir(exist_ok=True)
-        stored = msgspec.structs.replace(result, groups=[])
-        atomic_write(folder / f"{label.replace(' ', '-')}.json", msgspec.json.encode(stored) + b"\n")
+        self._folder.write_evaluation(label, msgspec.structs.replace(result, groups=[]))
         metrics.update_from_evaluation(self.telemetry, record)
         self._display.evaluation(record)
 
     def load_results(self) -> dict[str, EvaluationResult]:
         """The evaluations made before the run was interrupted."""
-        folder = self._folder.path / "evaluations"
-        # A prompt of which no check ran has nan for its reward.
-        return {path.stem: read_record(path, EvaluationResult, null_is_nan=True) for path in folder.glob("*.json")}
+        return self._folder.read_evaluations(EvaluationResult)
 
     def finish(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
         """Write summary and report."""

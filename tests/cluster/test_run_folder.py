@@ -171,7 +171,8 @@ def test_a_path_that_can_be_no_folder_is_refused(tmp_path: Path, name: str) -> N
 
 
 def test_what_a_run_learns_from_is_kept_with_it(folder: RunFolder) -> None:
-    assert folder.read_data() is None
+    with pytest.raises(UserError, match=r"data\.json: missing, .*; put it back, or start another run"):
+        folder.read_data()
     data = RunData(
         [InputDigest("data.train", "/data/train.jsonl", "0a"), InputDigest("reward.function", "/r.py", "1b")]
     )

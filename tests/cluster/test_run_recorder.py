@@ -176,7 +176,7 @@ def test_an_evaluation_with_a_prompt_of_which_no_check_ran_is_read_back(process)
 def test_a_damaged_line_of_the_ledger_is_named(process):
     recorder = process(2**30, 2)
     train(recorder, range(1, 3))
-    with recorder._ledger.open("ab") as ledger:
+    with recorder._folder.ledger.open("ab") as ledger:
         ledger.write(b"\0\0\0\n")
     with pytest.raises(UserError, match=r"ledger\.jsonl:3: not a record .*; remove the line$"):
         process(2**30, 2, 2)
@@ -185,10 +185,10 @@ def test_a_damaged_line_of_the_ledger_is_named(process):
 def test_a_line_of_the_ledger_that_a_killed_process_left_half_written_is_dropped(process):
     recorder = process(2**30, 2)
     train(recorder, range(1, 3))
-    lines = recorder._ledger.read_bytes()
-    recorder._ledger.write_bytes(lines + b'{"step":3,"ver')
+    lines = recorder._folder.ledger.read_bytes()
+    recorder._folder.ledger.write_bytes(lines + b'{"step":3,"ver')
     process(2**30, 2, 2)
-    assert recorder._ledger.read_bytes() == lines
+    assert recorder._folder.ledger.read_bytes() == lines
 
 
 def test_where_memory_is_not_measured_neither_report_nor_display_names_it(process):

@@ -202,12 +202,12 @@ def test_a_run_is_not_resumed_on_other_data(letters_job, started, resume, file, 
         UserError, match=rf"^--resume: {key}: {path} is not what it was when the run started; "
     ) as error:
         resume()
-    assert str(error.value).endswith(f"remove {started.data} to go on all the same")
+    assert str(error.value).endswith(f"put it back as {started.data} has it, or start another run with --job.run-dir")
 
 
-def test_a_run_of_a_version_that_kept_no_digests_resumes(started, resume):
+def test_a_run_whose_record_of_its_data_is_gone_is_not_resumed(started, resume):
     assert not started.data.exists()
-    with pytest.raises(ClusterWanted):
+    with pytest.raises(UserError, match=rf"^{started.data}: missing, .* start another run with --job.run-dir$"):
         resume()
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FilePath = Annotated[Path, Field(strict=False)]  # a string in TOML
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+Value = TypeVar("Value")
+CHANGEABLE = "may differ when a run is resumed"
+Changeable = Annotated[Value, CHANGEABLE]
+"""A key that a resumed job may have otherwise than before: how the run goes on, not what it learns."""
 
 CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -63,12 +67,13 @@ class Section(BaseModel):
 class JobSection(Section):
     name: str = "headrace"
     """Shown in the display, the report and every log line."""
-    steps: int = Field(default=100, ge=1)
-    """Optimizer steps of reinforcement learning; one step makes one weight version."""
+    steps: Changeable[int] = Field(default=100, ge=1)
+    """Optimizer steps of reinforcement learning; one step makes one weight version. A resumed run with another number has
+    the rest of `learner.schedule` bent to it."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Order of the data, random numbers of the learner and of each engine (its own), bootstrap intervals. Completions are
     not the same in a second run: the order in which groups come back is not."""
-    run_dir: FilePath | None = None
+    run_dir: Changeable[FilePath | None] = None
     """Folder that the run writes; default `runs/<job.name>` under the working directory."""
 
 
@@ -144,7 +149,7 @@ class AlgorithmSection(Section):
 
 
 class RolloutSection(Section):
-    generators: int = Field(default=1, ge=1)
+    generators: Changeable[int] = Field(default=1, ge=1)
     """Members of the rollout pool at the start; `headrace scale` changes it live."""
     max_staleness: int = Field(default=1, ge=0)
     """Learner version minus the oldest version in a group; 0 is on-policy. Kept by admission, not by dropping."""
@@ -157,25 +162,25 @@ class RolloutSection(Section):
     top_k: int = Field(default=0, ge=0)
     """0: all tokens; above, the importance weights are biased as by `top_p`."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    inflight_groups: int | None = Field(default=None, ge=1)
+    inflight_groups: Changeable[int | None] = Field(default=None, ge=1)
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
-    lease_seconds: float = Field(default=600, gt=0)
+    lease_seconds: Changeable[float] = Field(default=600, gt=0)
     """A lease that has not come back by then is handed out again."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    engines_per_node: int | None = Field(default=None, ge=1)
+    tensor_parallel_size: Changeable[int] = Field(default=1, ge=1)
+    engines_per_node: Changeable[int | None] = Field(default=None, ge=1)
     """At most so many generators on a node, where the rollout nodes carry the Ray resource `headrace_rollout` (1 each, as
     deploy/rayjob.yaml gives them). Default: as many as fit."""
-    cpus: float = Field(default=1, ge=0)
+    cpus: Changeable[float] = Field(default=1, ge=0)
     """Ray CPUs that one generator asks for."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: Changeable[float] = Field(default=0, ge=0)
     """Ray GPUs that one generator asks for; 0: the CPU engine."""
-    memory_bytes: int = Field(default=0, ge=0)
+    memory_bytes: Changeable[int] = Field(default=0, ge=0)
     """Ray memory that one generator asks for."""
-    threads: str = "nobind"
+    threads: Changeable[str] = "nobind"
     """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`; with tensor parallelism
     one a worker, `0-3|4-7`."""
-    kv_cache_bytes: int | None = Field(default=None, gt=0)
+    kv_cache_bytes: Changeable[int | None] = Field(default=None, gt=0)
     """CPU engine only: KV cache; default 1 GiB."""
     engine: dict[str, Any] = {}
     """vLLM's own engine arguments, by their names, passed through."""
@@ -197,33 +202,41 @@ class RolloutSection(Section):
                 ["tensor_parallel_size", "gpus"],
                 f"tensor_parallel_size is {workers}, so a generator needs {workers} GPU(s), and gpus is {self.gpus:g}",
             )
+        self._check_cpu_engine()
+        return self
+
+    def _check_cpu_engine(self) -> None:
+        """The keys that only the CPU engine reads."""
+        if self.gpus > 0:
+            for key in ("threads", "kv_cache_bytes"):
+                if getattr(self, key) != RolloutSection.model_fields[key].default:
+                    raise Mismatch([key, "gpus"], f"{key} is for the CPU engine only, and gpus is {self.gpus:g}")
         if self.threads in ("all", "nobind"):
-            return self
+            return
         lists = self.threads.split("|")
         if not all(CORES.fullmatch(cores) and _rises(cores) for cores in lists):
             raise Mismatch(["threads"], f"give `all`, `nobind`, or cores such as `0-3,8`, not {self.threads!r}")
-        if self.gpus == 0 and len(lists) != workers:
+        if len(lists) != self.tensor_parallel_size:
             raise Mismatch(
                 ["threads", "tensor_parallel_size"],
-                f"threads has {len(lists)} list(s) of cores for the {workers} worker(s) of tensor_parallel_size; "
-                "write one a worker, as `0-3|4-7`",
+                f"threads has {len(lists)} list(s) of cores for the {self.tensor_parallel_size} worker(s) of "
+                "tensor_parallel_size; write one a worker, as `0-3|4-7`",
             )
-        return self
 
 
 class VerificationSection(Section):
-    workers: int = Field(default=1, ge=1)
+    workers: Changeable[int] = Field(default=1, ge=1)
     """Members of the verification pool at the start."""
-    cpus: float = Field(default=0.5, ge=0)
-    timeout_seconds: float = Field(default=30, gt=0)
+    cpus: Changeable[float] = Field(default=0.5, ge=0)
+    timeout_seconds: Changeable[float] = Field(default=30, gt=0)
     """For one call of a worker, its start-up apart; a call has as many samples (up to 64) as end well within it. Give three
     times what the slowest check takes."""
-    attempts: int = Field(default=3, ge=1)
+    attempts: Changeable[int] = Field(default=3, ge=1)
     """Workers that a sample is offered to before its verdict is infra_error."""
 
 
 class LearnerSection(Section):
-    ranks: int = Field(default=1, ge=1)
+    ranks: Changeable[int] = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """From the learning rate to a tenth of it over job.steps."""
@@ -236,36 +249,48 @@ class LearnerSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; weights, moments and reductions are float32. In float16 gradients underflow: there is no loss
     scaling."""
-    max_tokens_per_pack: int = Field(default=2048, ge=64)
+    max_tokens_per_pack: Changeable[int] = Field(default=2048, ge=64)
     """Tokens in one forward pass of one rank."""
-    head_chunk_tokens: int = Field(default=1024, ge=16)
+    head_chunk_tokens: Changeable[int] = Field(default=1024, ge=16)
     """Response positions that go through the language-model head at a time."""
-    activation_checkpointing: bool = False
-    cpus: float = Field(default=1, ge=0)
-    gpus: float = Field(default=0, ge=0)
-    threads: int | None = Field(default=None, ge=1)
+    activation_checkpointing: Changeable[bool] = False
+    cpus: Changeable[float] = Field(default=1, ge=0)
+    gpus: Changeable[float] = Field(default=0, ge=0)
+    """Ray GPUs that one rank asks for: 1, or 0 for a learner on the CPU."""
+    threads: Changeable[int | None] = Field(default=None, ge=1)
     """Torch threads of a rank on a CPU; default: the cores that it may use on its node, divided by the ranks there."""
-    memory_bytes: int = Field(default=0, ge=0)
+    memory_bytes: Changeable[int] = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def rank_can_be_placed(self) -> LearnerSection:
+        if self.gpus not in (0, 1):
+            raise Mismatch(
+                ["gpus"],
+                f"a rank has one GPU or none, and gpus is {self.gpus:g}; `ranks` is what spreads the model over more GPUs",
+            )
+        if self.gpus and self.threads is not None:
+            raise Mismatch(["threads", "gpus"], f"threads is for a learner on the CPU, and gpus is {self.gpus:g}")
+        return self
 
 
 class PlacementSection(Section):
-    local_cpus: int | None = Field(default=None, ge=1)
+    local_cpus: Changeable[int | None] = Field(default=None, ge=1)
     """Ray CPUs of the cluster that a run starts for itself. They are counted, not reserved, and pools on one machine share
     its cores; default: 8 or the cores, whichever is more."""
-    take_turns: Literal[True, False, "auto"] = False
+    take_turns: Changeable[Literal[True, False, "auto"]] = False
     """Generators stand still while the learner steps, for pools on the same cores (docs/architecture.md has what it costs);
     `auto`: when generators and learner have no GPU and share a node."""
-    restarts: int = Field(default=20, ge=0)
+    restarts: Changeable[int] = Field(default=20, ge=0)
     """Members of one pool that may die and be replaced before the pool is given up."""
 
 
 class WeightSyncSection(Section):
-    timeout_seconds: float = Field(default=60, gt=0)
+    timeout_seconds: Changeable[float] = Field(default=60, gt=0)
     """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
     rounding: Literal["dithered", "nearest"] = "dithered"
     """How float32 weights become the serving dtype. Nearest undoes steps that are smaller than half the dtype's own
     (learner/rounding.py)."""
-    probe_tolerance: float = Field(default=0.03, gt=0)
+    probe_tolerance: Changeable[float] = Field(default=0.03, gt=0)
     """Attestation: largest distance between the engine's and the learner's log-probabilities of the probe sequences, as a
     share of their size (actors/weight_sync/attestation.py)."""
     clear_cache: bool = False
@@ -288,20 +313,20 @@ class EvaluationSection(Section):
     """Held-out rows, from the top; default all."""
     samples: int = Field(default=1, ge=1)
     """Samples per prompt at the training temperature; one greedy completion is made besides."""
-    every: int = Field(default=0, ge=0)
+    every: Changeable[int] = Field(default=0, ge=0)
     """Evaluate each so many steps; 0: only before, after the warm start and at the end."""
 
 
 class CheckpointSection(Section):
-    every: int = Field(default=10, ge=0)
+    every: Changeable[int] = Field(default=10, ge=0)
     """Steps between checkpoints; 0: only at the end and on Ctrl-C."""
-    keep: int = Field(default=2, ge=1)
+    keep: Changeable[int] = Field(default=2, ge=1)
 
 
 class MetricsSection(Section):
-    host: str = "127.0.0.1"
+    host: Changeable[str] = "127.0.0.1"
     """Address that metrics and the controller's endpoint bind to."""
-    port: int = Field(default=0, ge=0, le=65535)
+    port: Changeable[int] = Field(default=0, ge=0, le=65535)
     """The controller's endpoint; 0: any free port."""
 
 
@@ -336,5 +361,10 @@ class JobConfig(Section):
                 ["learner.warmup_steps", "job.steps"],
                 f"learner.warmup_steps ({self.learner.warmup_steps}) is more than job.steps ({self.job.steps}), so that "
                 "learner.learning_rate is never reached",
+            )
+        if self.data.held_out is None and self.evaluation != EvaluationSection():
+            raise Mismatch(
+                [f"evaluation.{key}" for key in EvaluationSection.model_fields],
+                "there are no rows to evaluate on; give data.held_out",
             )
         return self

@@ -15,7 +15,7 @@ import structlog
 from rich.console import Console
 
 from headrace.cluster.checkpoint import CheckpointStore
-from headrace.cluster.config import JobConfig, RolloutSection
+from headrace.cluster.config import CHANGEABLE, JobConfig, RolloutSection, Section
 from headrace.cluster.controller import Controller
 from headrace.cluster.display import Display, make_display, ticking
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
@@ -30,6 +30,7 @@ from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
 from headrace.cluster.waits import Stopped
+from headrace.learner.optimizer import scheduled_rate
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier
 from headrace.verifiers.errors import UserError
@@ -38,19 +39,6 @@ from headrace.verifiers.function import CallableVerifier
 log = structlog.get_logger()
 
 LISTED_ROWS = 20  # of the prompts that do not fit
-
-CHANGEABLE = {
-    "job": {"steps", "run_dir"},
-    "rollout": {"generators", "inflight_groups", "lease_seconds", "cpus", "gpus", "memory_bytes", "threads"},
-    "verification": {"workers", "cpus", "timeout_seconds", "attempts"},
-    "learner": {"ranks", "cpus", "gpus", "memory_bytes", "threads", "max_tokens_per_pack", "head_chunk_tokens"},
-    "placement": {"take_turns", "local_cpus", "restarts"},
-    "weight_sync": {"timeout_seconds", "probe_tolerance"},
-    "evaluation": {"every"},
-    "checkpoint": {"every", "keep"},
-    "metrics": {"host", "port"},
-}
-"""What a resumed job may have otherwise than before: how it runs, not what it learns."""
 
 
 def run_job(
@@ -77,17 +65,17 @@ def run_job(
     started = time.time() if started is None else started
     display = make_display(Console()) if display is None else display
     folder = RunFolder(run_folder_of(job))
-    summary = None
+    summary = before = None
     try:
         folder.check(resume)
         if resume:
-            check_compatible(job, folder)
+            before = check_compatible(job, folder)
         if engine_class == VLLM_ENGINE:
             check_engine_arguments(job.rollout.engine)
         with ticking(display):
             prepared = prepare(job, verifier, display.event)
-        if resume and (before := folder.read_data()):
-            before.check_unchanged(prepared.data, folder.data)
+        if resume:
+            folder.read_data().check_unchanged(prepared.data, folder.data)
         check_port(job.metrics.host, job.metrics.port)
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
@@ -100,6 +88,10 @@ def run_job(
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
             folder.write_job(dump_job(job))
             folder.write_data(prepared.data)
+            checkpoint = CheckpointStore(folder.checkpoints, job.checkpoint.keep).newest()
+            if before and checkpoint and (bent := schedule_notice(before, job, checkpoint.state.step)):
+                log.info("event", line=bent)
+                display.event(bent)
             stop_ticking()  # from here on the run's own loop does it
             summary = run_to_end(_run(prepared, folder, display, cluster, engine_class, started, interrupts))
     finally:
@@ -124,21 +116,44 @@ def run_folder_of(job: JobConfig) -> Path:
     return (job.job.run_dir or Path("runs") / job.job.name).absolute()
 
 
-def check_compatible(job: JobConfig, folder: RunFolder) -> None:
-    """Raises UserError, naming the key, when the run in the folder is another job's."""
-    before = load_job(folder.job).model_dump(mode="json")
-    for section, values in job.model_dump(mode="json").items():
-        old = before.get(section)
-        if not isinstance(values, dict) or not isinstance(old, dict):
-            if values != old:
-                raise UserError(f"--resume: [{section}] is not as it was in {folder.job}; resume with the same job")
+def check_compatible(job: JobConfig, folder: RunFolder) -> JobConfig:
+    """The job of the run in the folder. Raises UserError, naming the key, when it is another one than this."""
+    before = load_job(folder.job)
+    for name in JobConfig.model_fields:
+        section, old = getattr(job, name), getattr(before, name)
+        if not isinstance(section, Section) or not isinstance(old, Section):
+            if section != old:
+                raise UserError(f"--resume: [{name}] is not as it was in {folder.job}; resume with the same job")
             continue
-        for key, value in values.items():
-            if key not in CHANGEABLE.get(section, ()) and value != old.get(key):
+        was = old.model_dump(mode="json")
+        for key, value in section.model_dump(mode="json").items():
+            if value != was[key] and CHANGEABLE not in type(section).model_fields[key].metadata:
                 raise UserError(
-                    f"--resume: {section}.{key} is {value!r}, but the run in {folder.path} has {old.get(key)!r}; "
+                    f"--resume: {name}.{key} is {value!r}, but the run in {folder.path} has {was[key]!r}; "
                     "resume with the same job, or start another run with --job.run-dir"
                 )
+    return before
+
+
+def schedule_notice(before: JobConfig, job: JobConfig, step: int) -> str | None:
+    """What another number of steps does to the learning rate after `step`, where it does something."""
+    settings, steps = job.learner, job.job.steps
+    then, now = (
+        scheduled_rate(
+            step + 1,
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            total_steps=total,
+        )
+        for total in (before.job.steps, steps)
+    )
+    if then == now or step >= steps:
+        return None
+    return (
+        f"warning: job.steps is {steps}, and was {before.job.steps}: the {settings.schedule} schedule now ends there, and "
+        f"the learning rate goes on with {now:.3g} instead of {then:.3g}"
+    )
 
 
 async def _run(

@@ -286,7 +286,8 @@ async def test_who_waits_for_room_already_comes_first(shared):
 
 def prepared(letters_job: Path, rollout_gpus: float, learner_gpus: float) -> PreparedJob:
     words = [f"--rollout.gpus={rollout_gpus}", f"--learner.gpus={learner_gpus}"]
-    job = load_job(letters_job, [*words, "--learner.threads", "3"])
+    letters_job.write_text(letters_job.read_text().replace("threads = 1\n", "" if learner_gpus else "threads = 3\n"))
+    job = load_job(letters_job, words)
     return SimpleNamespace(job=job, model="the/model")  # type: ignore[return-value]  # of a whole one, the settings need this
 
 

@@ -272,6 +272,24 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
             "take_turns = 'yes'",
             "placement.take_turns: input should be true, false or 'auto', not 'yes'",
         ),
+        (
+            changed("max_tokens = 8", 'threads = "0-3"\ngpus = 1'),
+            'threads = "0-3"',
+            "rollout.threads: threads is for the CPU engine only, and gpus is 1",
+        ),
+        (
+            changed("max_tokens = 8", "gpus = 1\nkv_cache_bytes = 9"),
+            "kv_cache_bytes = 9",
+            "rollout.kv_cache_bytes: kv_cache_bytes is for the CPU engine only, and gpus is 1",
+        ),
+        (JOB + "gpus = 2\n", "gpus = 2", "learner.gpus: a rank has one GPU or none, and gpus is 2; `ranks` is what"),
+        (JOB + "gpus = 0.5\n", "gpus = 0.5", "learner.gpus: a rank has one GPU or none, and gpus is 0.5"),
+        (JOB + "gpus = 1\nthreads = 2\n", "threads = 2", "learner.threads: threads is for a learner on the CPU"),
+        (
+            JOB + "[evaluation]\nevery = 5\n",
+            "every = 5",
+            "evaluation.every: there are no rows to evaluate on; give data.held_out",
+        ),
         (JOB + "dtype = 'float16'\n", "dtype = 'float16'", "learner.dtype: input should be 'float32' or 'bfloat16'"),
         (
             JOB + "[algorithm]\ngroup_size = 1\n",

@@ -232,7 +232,7 @@ def test_what_the_verifier_finds_wrong_with_a_row_is_named_by_its_number(folder,
         'function = "rewards.py:score"',
         'verifier = "tool_call"\noptions = { schema_path = "tools.json", gold_field = "gold" }',
     )
-    job.write_text(text.replace('held_out = "train.jsonl"\n', ""))
+    job.write_text(text.replace('held_out = "train.jsonl"\n', "").replace("[evaluation]\nprompts = 4\n", ""))
     assert f"{folder / 'train.jsonl'}:2: " in refusal(job_in(folder))
 
 

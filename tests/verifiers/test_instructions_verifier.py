@@ -280,8 +280,10 @@ def test_what_has_no_language_is_in_none(verifier):
 
 
 def test_the_language_is_the_same_every_time(verifier):
-    sample = Sample("la casa", {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "es"}]})
-    assert len({verdict.reward for verdict in verifier.verify_many([sample] * 30)}) == 1
+    # The library, left alone, calls this Slovenian or Croatian as it happens.
+    row = {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "sl"}]}
+    sample = Sample("bonjour ok ok", row)
+    assert len({verdict.reward for verdict in verifier.verify_many([sample] * 40)}) == 1
 
 
 def test_a_keyword_is_no_pattern(verifier):

@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import pickle
+import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -245,7 +247,7 @@ def test_one_unconditional_answer_is_taken_from_a_completion(verifier, completio
 SOLUTIONS = [
     "Since $n$ is not divisible by 3, we have two cases.\n\nIn either case it is 2.\n\nThus the sum is $\\boxed{42}$.",
     "Let's see if $x = 41$ works: it does not. Next, $42 + 2 = 44$. The answer is $\\boxed{42}$.",
-    "**Step 1.** 6 boxes of 7 eggs.\n\n**Step 2.** $6 \\cdot 7 = 42$\n\n**Final answer:**\n\n$$\\boxed{42}$$\n\nAsk if in doubt.",
+    "**Step 1.** 6 boxes of 7 eggs.\n\n**Step 2.** $6 \\cdot 7 = 42$\n\n**Answer:**\n\n$$\\boxed{42}$$\n\nAsk if in doubt.",
     "<think>Is it \\boxed{41}? Maybe, or 40. No.</think>\n\nThe total is $\\boxed{42\\text{ eggs}}$.",
     "Each of the 6 hens lays 7 eggs, which makes 6 * 7 = 42 eggs.\nThe answer is 42.",
     "We get\n\\[\n\\boxed{x = 42}.\n\\]\nThis can be checked by substitution.",
@@ -457,6 +459,30 @@ def test_a_quantity_is_a_number_and_its_unit(text, value, unit):
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"headrace.verifiers.{module}"))
     assert (result.attempted > 0, result.failed) == (True, 0)
+
+
+def test_a_module_that_is_missing_in_the_box_is_an_error_and_no_wrong_answer():
+    script = textwrap.dedent("""
+        from headrace.verifiers import Sample, math, scored
+
+        class Forgetful:
+            def __init__(self, options):
+                pass
+
+            def verify(self, sample):
+                try:
+                    import nowhere_to_be_found
+                except ImportError:
+                    return scored(0.0, "wrong_answer")
+
+        math.MathCheck = Forgetful
+        try:
+            math.load_check({})(Sample("", {}))
+        except ImportError as error:
+            print(error)
+    """)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "nowhere_to_be_found" in run.stdout
 
 
 def test_a_list_is_split_outside_its_brackets():

@@ -7,6 +7,7 @@ comparison is made here, or, for a test that is code itself, in a process of the
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from pydantic import Field
 
 from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
 from headrace.verifiers.records import Sample, Verdict
-from headrace.verifiers.sandbox.box import BoxFailed, BoxPlan, Limits
+from headrace.verifiers.sandbox.box import BoxFailed
 from headrace.verifiers.sandbox.plain import NotPlain
-from headrace.verifiers.sandbox.programs import call_function, run_command, run_script, run_test
+from headrace.verifiers.sandbox.plan import BoxPlan, Limits
+from headrace.verifiers.sandbox.programs import STARVED, call_function, run_command, run_script, run_test
 from headrace.verifiers.sandbox.sandbox import Sandbox
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+_LARGEST_KEY = 10**300  # an integer with more digits than these is not written out
 _ATTEMPTS = 2  # of a run whose box failed
 
 
@@ -31,7 +33,7 @@ class CodeOptions(Options):
     """For other languages: a program and its arguments, run in a folder with the code in `file_name`; none: Python."""
     file_name: str = "main.py"
     """How the code's file is called, for `command`."""
-    readable: list[str] = ["/usr", "/bin"]
+    readable: tuple[str, ...] = ("/usr", "/bin")
     """Host paths that `command` may read and run."""
     partial_credit: bool = False
     """The reward is the share of tests that passed; false: all or nothing."""
@@ -60,7 +62,7 @@ class CodeVerifier(Verifier):
 
     Reasons: `passed`; `wrong_answer`, `exception`, `timeout`, `memory`, `crash`, `output_flood`, `forbidden_call`,
     `early_exit`, `not_plain`, `syntax_error`, `missing_function`, `bad_answer`. As infra_error: `bad_row`, `bad_test`,
-    `sandbox_failed`.
+    `starved`, `sandbox_failed`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -75,7 +77,7 @@ class CodeVerifier(Verifier):
             output_bytes=given.output_bytes,
         )
         plan = BoxPlan(limits, programs=given.command is not None,
-                       readable=tuple(given.readable) if given.command else ())  # fmt: skip
+                       readable=given.readable if given.command else ())  # fmt: skip
         self._sandbox = Sandbox(plan, boxes=given.boxes, allow_degraded=given.allow_degraded)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,6 +154,8 @@ class CodeVerifier(Verifier):
             result = run_test(box, code, row["entry_point"], prelude(str(row.get("prompt") or "")), row["test"])
         if result.test_fault:
             return not_run("bad_test", message=printable(result.test_fault))
+        if result.reason == STARVED:
+            return not_run(STARVED)
         return scored(1.0, "passed") if result.passed else _failed(0.0, result.reason, result.message)
 
     def _judge_calls(self, code: str, row: dict[str, Any]) -> Verdict:
@@ -161,6 +165,8 @@ class CodeVerifier(Verifier):
                 result = call_function(box, code, row["entry_point"], [test["input"] for test in tests])
         except NotPlain as error:
             return not_run("bad_row", message=printable(str(error)))
+        if result.reason == STARVED:
+            return not_run(STARVED)
         right, first = 0, ("", "")
         for test, answer in zip(tests, result.answers, strict=False):
             if not answer.reason and self._equal(answer.value, test["expected"]):
@@ -180,6 +186,8 @@ class CodeVerifier(Verifier):
                 else:
                     files = {self.options.file_name: code}
                     result = run_command(box, self.options.command, files, test["stdin"], _ENVIRONMENT)
+            if result.reason == STARVED:
+                return not_run(STARVED)
             if result.reason:
                 reason, message = result.reason, result.message
             elif result.status != 0:
@@ -242,7 +250,7 @@ def _lines(text: str) -> list[str]:
 def extract_code(completion: str, prompt: str, entry_point: str | None) -> str:
     """The program in a completion: its last fenced block that defines `entry_point`, else its last one, else all of it; and
     behind `prompt` where it goes on with code that begins there."""
-    blocks = [text for _, text in _FENCED.findall(completion)]
+    blocks = _fenced(completion)
     if blocks:
         defining = [text for text in blocks if entry_point and _defines(text, entry_point)]
         code = (defining or blocks)[-1]
@@ -253,8 +261,30 @@ def extract_code(completion: str, prompt: str, entry_point: str | None) -> str:
     return prompt + code
 
 
+def _fenced(text: str) -> list[str]:
+    """What stands between fences. A lone fence opens a block that was cut off, or closes one that the prompt has opened."""
+    blocks: list[str] = []
+    block: list[str] | None = None
+    before: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if line.lstrip(" \t").startswith("```"):
+            if block is not None:
+                blocks.append("".join(block))
+            block = None if block is not None else []
+        elif block is not None:
+            block.append(line)
+        elif not blocks:
+            before.append(line)
+    if block is not None:
+        cut_off = "".join(block)
+        blocks.append(cut_off if cut_off.strip() or blocks else "".join(before))
+    return blocks
+
+
 def _defines(code: str, name: str) -> bool:
-    return re.search(rf"^(?:async\s+)?def\s+{re.escape(name)}\b|^{re.escape(name)}\s*[=:]", code, re.MULTILINE) is not None
+    return (
+        re.search(rf"^(?:async\s+)?def\s+{re.escape(name)}\b|^{re.escape(name)}\s*[=:]", code, re.MULTILINE) is not None
+    )
 
 
 def prelude(prompt: str) -> str:
@@ -289,15 +319,28 @@ def same_value(value: Any, expected: Any, *, exact: bool, tolerance: float) -> b
     if isinstance(expected, dict):
         if type(value) is not dict or len(value) != len(expected):
             return False
-        named = {key if type(key) is str else str(key): each for key, each in value.items()}
+        named = {_json_key(key): each for key, each in value.items()}
         return named.keys() == expected.keys() and all(
             same_value(named[key], expected[key], exact=exact, tolerance=tolerance) for key in expected
         )
     if exact and type(value) is not type(expected):
         return False
-    if type(value) in (int, float, bool) and type(expected) in (int, float, bool) and float in (type(value), type(expected)):
+    if (
+        type(value) in (int, float, bool)
+        and type(expected) in (int, float, bool)
+        and float in (type(value), type(expected))
+    ):
         return _close(value, expected, tolerance)
     return type(value) in (int, float, bool, str, type(None)) and value == expected
+
+
+def _json_key(key: Any) -> str | None:
+    """A key as JSON's objects have it; None for what has none there."""
+    if type(key) is str:
+        return key
+    if type(key) in (bool, type(None)) or (type(key) is int and abs(key) < _LARGEST_KEY):
+        return json.dumps(key)
+    return None
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:

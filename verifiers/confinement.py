@@ -7,54 +7,25 @@ and no privilege either. Every other call fails with EPERM. It cannot be taken o
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import platform
 import resource
 import socket
-import struct
-import sys
 
 from headrace.verifiers.errors import UserError
+from headrace.verifiers.sandbox import seccomp, syscalls
 
 
 class ConfinementMissing(Exception):
     """This host cannot confine a process; the message says what it lacks."""
 
 
-_PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_SECCOMP = 21
-_SECCOMP_SET_MODE_FILTER = 1
-_FILTER_ALL_THREADS = 1  # SECCOMP_FILTER_FLAG_TSYNC: a thread that a library started is confined as well
-_ALLOW = 0x7FFF0000
-_REFUSE = 0x00050000 | errno.EPERM
-_KILL = 0x80000000
-
-_CALLS = {
-    # Numbers from the kernel's system call tables. exit_group and rt_sigreturn are what ending takes; poll and getppid
-    # are how the child waits for work and notices that its parent is gone.
-    "x86_64": (
-        0xC000003E,  # AUDIT_ARCH_X86_64
-        317,  # seccomp
-        {
-            "read": 0, "write": 1, "close": 3, "poll": 7, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
-            "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sched_yield": 24, "mremap": 25,
-            "madvise": 28, "setitimer": 38, "getpid": 39, "exit": 60, "getppid": 110, "gettid": 186, "futex": 202,
-            "restart_syscall": 219, "clock_gettime": 228, "exit_group": 231, "ppoll": 271, "getrandom": 318,
-        },
-    ),
-    "aarch64": (
-        0xC00000B7,  # AUDIT_ARCH_AARCH64
-        277,
-        {
-            "close": 57, "read": 63, "write": 64, "ppoll": 73, "exit": 93, "exit_group": 94, "futex": 98,
-            "setitimer": 103, "clock_gettime": 113, "sched_yield": 124, "restart_syscall": 128, "rt_sigaction": 134,
-            "rt_sigprocmask": 135, "rt_sigreturn": 139, "getpid": 172, "getppid": 173, "gettid": 178, "brk": 214,
-            "munmap": 215, "mremap": 216, "mmap": 222, "mprotect": 226, "madvise": 233, "getrandom": 278,
-        },
-    ),
-}  # fmt: skip
+# exit_group and rt_sigreturn are what ending takes; poll and getppid are how the child waits for work and notices that its
+# parent is gone.
+_CALLS = """
+read write close poll ppoll mmap mprotect munmap mremap madvise brk rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
+setitimer getpid getppid gettid futex restart_syscall clock_gettime getrandom exit exit_group
+"""
 
 
 def require_confinement() -> None:
@@ -86,10 +57,12 @@ def confine(memory_bytes: int) -> None:
 
 
 def _probe() -> None:
-    if sys.platform != "linux" or platform.machine() not in _CALLS:
-        raise ConfinementMissing(f"Linux on {' or '.join(_CALLS)} (this is {sys.platform} on {platform.machine()})")
-    if _libc().prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) < 0:
-        raise ConfinementMissing("a kernel with seccomp (CONFIG_SECCOMP_FILTER)")
+    if not syscalls.supported():
+        raise ConfinementMissing(f"Linux on {' or '.join(syscalls.AUDIT_ARCHITECTURE)} (this is {syscalls.machine()})")
+    try:
+        syscalls.libc("prctl", _PR_GET_SECCOMP, 0, 0, 0, 0)
+    except OSError as error:
+        raise ConfinementMissing(f"a kernel with seccomp (CONFIG_SECCOMP_FILTER): {error.strerror}") from error
 
 
 def _limit(name: str, value: int) -> None:
@@ -106,30 +79,11 @@ def _address_space_bytes() -> int:
 
 
 def _install_filter() -> None:
-    architecture, seccomp_call, calls = _CALLS[platform.machine()]
-    program = _program(architecture, sorted(calls.values()))
-    code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: a 16-bit count of instructions, and their address at its natural alignment
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
-    libc = _libc()
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise ConfinementMissing(f"the no_new_privs bit ({os.strerror(ctypes.get_errno())})")
-    arguments = ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(_FILTER_ALL_THREADS)
-    if libc.syscall(ctypes.c_long(seccomp_call), *arguments, header) != 0:
-        raise ConfinementMissing(f"leave to install a seccomp filter ({os.strerror(ctypes.get_errno())})")
-
-
-def _program(architecture: int, allowed: list[int]) -> bytes:
-    """Classic BPF: kill on another architecture's calls, allow the numbers in `allowed`, refuse the rest.
-
-    On x86_64 the x32 calls carry the same architecture and bit 30 in their number, so that none of them is allowed.
-    """
-    load, jump_if_equal, answer = 0x20, 0x15, 0x06
-    instructions = [(load, 0, 0, 4), (jump_if_equal, 1, 0, architecture), (answer, 0, 0, _KILL), (load, 0, 0, 0)]
-    for place, number in enumerate(allowed):
-        instructions.append((jump_if_equal, len(allowed) - place, 0, number))
-    instructions += [(answer, 0, 0, _REFUSE), (answer, 0, 0, _ALLOW)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    try:
+        seccomp.renounce_privileges()
+        seccomp.Filter(seccomp.only(_CALLS.split())).install()
+    except OSError as error:
+        raise ConfinementMissing(f"leave to install a seccomp filter ({error.strerror})") from error
 
 
 def _attest() -> None:
@@ -142,7 +96,3 @@ def _attest() -> None:
         except OSError as error:  # the limit on descriptors, which comes after the filter
             raise ConfinementMissing(f"a seccomp filter that holds (it let `socket` pass: {error})") from error
         raise ConfinementMissing("a seccomp filter that holds (a socket could be made under it)")
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
+_PREFIX = "headrace-"
 _REMOVE_SECONDS = 2.0  # until the kernel has let go of processes that were killed
 
 
@@ -30,10 +31,13 @@ class Cgroup:
         try:
             if "memory" in own and "pids" in own:
                 folders = [_ROOT / controller / own[controller].lstrip("/") for controller in ("memory", "pids")]
+                for folder in folders:
+                    _sweep(folder)
                 made = cls(*[_make(folder, name) for folder in folders], unified=False)
             elif "" in own:
                 parent = _ROOT / own[""].lstrip("/")
                 (parent / "cgroup.subtree_control").write_text("+memory +pids")
+                _sweep(parent)
                 folder = _make(parent, name)
                 made = cls(folder, folder, unified=True)
             else:
@@ -87,8 +91,16 @@ def _own_groups() -> list[tuple[str, str]]:
     return groups
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what processes have left that were killed: their servers are gone with them, the folders are not."""
+    for folder in parent.glob(f"{_PREFIX}*-*"):
+        if not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            with contextlib.suppress(OSError):  # not empty yet, or another was faster
+                folder.rmdir()
+
+
 def _make(parent: Path, name: str) -> Path:
-    folder = parent / f"headrace-{os.getpid()}-{name}"
+    folder = parent / f"{_PREFIX}{os.getpid()}-{name}"
     folder.mkdir()
     return folder
 

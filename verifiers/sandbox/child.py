@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from headrace.verifiers.sandbox import landlock, namespaces, plain, seccomp
@@ -25,20 +25,23 @@ _WARM_UP = 20
 _MOST_MESSAGE = 500  # characters of an exception's text
 
 
-def take_descriptors(descriptors: Sequence[int], keep: int | None) -> int:
+def take_descriptors(descriptors: Sequence[int], keep: Set[int]) -> int:
     """Standard input, output and error become the run's, all else is closed but `keep` and the one that is returned: the
     way to the host."""
     control, *standard = descriptors
     for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
-    open_ones = sorted({control, *([] if keep is None else [keep])})
+    open_ones = sorted({control, *keep})
     for low, high in zip([2, *open_ones], [*open_ones, 1 << 16], strict=True):
         os.closerange(low + 1, high)
     return control
 
 
-def confine(plan: dict[str, Any], filters: seccomp.Filter, ruleset: int | None, scratch: bool) -> None:
-    """What the server could not do for it already. For good. Raises OSError where the kernel refuses."""
+def confine(
+    plan: dict[str, Any], filters: seccomp.Filter | None, ruleset: int | None, scratch: bool, close: int
+) -> None:
+    """What the server could not do for it already; last, descriptor `close` goes. For good. Raises OSError where the kernel
+    refuses."""
     if plan["namespaces"]:
         os.setsid()
         os.chdir(namespaces.WORK if scratch else "/")
@@ -46,10 +49,16 @@ def confine(plan: dict[str, Any], filters: seccomp.Filter, ruleset: int | None, 
         os.setpgid(0, 0)
     limit(resource.RLIMIT_CPU, plan["cpu_seconds"])
     namespaces.drop_privileges(plan["two_users"])
+    if not plan["namespaces"]:  # elsewhere the server's end is the end of all that is in its namespace
+        namespaces.end_with_parent()
+        if os.getppid() != plan["server"]:
+            os._exit(0)
     if ruleset is not None:
         landlock.restrict(ruleset)
         os.close(ruleset)
-    filters.install()
+    if filters is not None:
+        filters.install()
+    os.close(close)
 
 
 def limit(kind: int, value: int) -> None:
@@ -186,16 +195,17 @@ def _still(argument: Any) -> Any:
 
 def _script(host: _Host, program: dict[str, Any]) -> int:
     """As `python program.py`: what it prints is its answer."""
+    printed = sys.stdout
     try:
         _module("__main__", program["source"])
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()  # waits for its threads, as the interpreter would
-        sys.stdout.flush()
+        printed.flush()
     except SystemExit as error:
-        sys.stdout.flush()
-        return error.code if type(error.code) is int else 0 if error.code is None else 1
+        printed.flush()
+        return error.code & 0xFF if type(error.code) is int else 0 if error.code is None else 1
     except BaseException as error:  # noqa: BLE001 (as in `_attempt`)
-        sys.stdout.flush()
+        printed.flush()
         host.send(**_raised(error))
         return 1
     return 0
@@ -204,8 +214,8 @@ def _script(host: _Host, program: dict[str, Any]) -> int:
 def _command(host: _Host, program: dict[str, Any]) -> int:
     """Write files, then become another program."""
     for name, text in program["files"].items():
-        with open(name, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(name, "wb") as file:
+            file.write(text.encode("utf-8", "surrogatepass"))
     try:
         os.execvpe(program["argv"][0], program["argv"], program["environment"])
     except OSError as error:

@@ -5,7 +5,9 @@ An unprivileged process may do all of this where the host allows user namespaces
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import struct
 from collections.abc import Sequence
 from ctypes import create_string_buffer
@@ -19,9 +21,10 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 _NEW_USER, _NEW_PID, _NEW_MOUNT = 0x10000000, 0x20000000, 0x00020000
 _NEW_NET, _NEW_IPC, _NEW_UTS = 0x40000000, 0x08000000, 0x04000000
-_NO_SUID, _NO_DEV, _NO_EXEC = 2, 4, 8
+_NO_SUID, _NO_DEV, _NO_ACCESS_TIMES = 2, 4, 1024
 _BIND, _RECURSIVE, _PRIVATE = 4096, 16384, 1 << 18
 _DETACH = 2
+_SET_PARENT_DEATH_SIGNAL = 1
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _ATTR_READ_ONLY, _ATTR_NO_SUID, _ATTR_NO_DEV = 1, 2, 4
 _FOLDERS_TO_COVER = ("/mnt", "/media", "/srv", "/opt", "/sys")
@@ -39,13 +42,13 @@ def map_users(pid: int) -> bool:
     Raises OSError where the kernel refuses.
     """
     user, group = os.geteuid(), os.getegid()
-    try:
-        _write_maps(pid, f"0 {user} 1\n{BOX_USER} {BOX_USER} 1\n", f"0 {group} 1\n{BOX_USER} {BOX_USER} 1\n")
-        return True
-    except PermissionError:
-        _write(pid, "setgroups", "deny")
-        _write_maps(pid, f"{BOX_USER} {user} 1\n", f"{BOX_USER} {group} 1\n")
-        return False
+    if BOX_USER not in (user, group):  # nobody is mapped twice
+        with contextlib.suppress(PermissionError):
+            _write_maps(pid, f"0 {user} 1\n{BOX_USER} {BOX_USER} 1\n", f"0 {group} 1\n{BOX_USER} {BOX_USER} 1\n")
+            return True
+    _write(pid, "setgroups", "deny")
+    _write_maps(pid, f"{BOX_USER} {user} 1\n", f"{BOX_USER} {group} 1\n")
+    return False
 
 
 def _write_maps(pid: int, users: str, groups: str) -> None:
@@ -74,7 +77,8 @@ def build_root(readable: Sequence[tuple[str, str]], scratch_bytes: int) -> None:
     for source, target in readable:
         _bind(source, root + target, _ATTR_READ_ONLY | _ATTR_NO_SUID | _ATTR_NO_DEV)
     for device in DEVICES:
-        _bind(device, root + device, _ATTR_NO_SUID)
+        # Read-only is the node, with its times, which the next run could read; what is written to the device passes.
+        _bind(device, root + device, _ATTR_READ_ONLY | _ATTR_NO_SUID)
     os.makedirs(root + WORK)
     os.chdir(root)
     syscalls.call("pivot_root", b".", b".")
@@ -88,7 +92,8 @@ def build_root(readable: Sequence[tuple[str, str]], scratch_bytes: int) -> None:
 def mount_work(scratch_bytes: int) -> None:
     """An empty `WORK`."""
     inodes = max(64, scratch_bytes // 4096)
-    _mount("tmpfs", WORK, "tmpfs", _NO_SUID | _NO_DEV, f"size={scratch_bytes},nr_inodes={inodes},mode=1777")
+    options = f"size={scratch_bytes},nr_inodes={inodes},mode=1777"
+    _mount("tmpfs", WORK, "tmpfs", _NO_SUID | _NO_DEV | _NO_ACCESS_TIMES, options)
 
 
 def renew_work(scratch_bytes: int) -> None:
@@ -138,6 +143,11 @@ def _bind(source: str, target: str, attributes: int) -> None:
 def _set_attributes(path: str, attributes: int, *, recursive: bool) -> None:
     change = create_string_buffer(struct.pack("=QQQQ", attributes, 0, 0, 0), 32)
     syscalls.call("mount_setattr", _AT_FDCWD, path.encode(), _AT_RECURSIVE if recursive else 0, change, 32)
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed when its parent ends. Whether it has ended already is the caller's to ask."""
+    syscalls.libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
 
 
 def drop_privileges(two_users: bool) -> None:

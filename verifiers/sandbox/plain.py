@@ -11,12 +11,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_ITEMS = 100_000  # of an iterator
 _MOST_DEPTH = 100
+_MOST_ALIKE = 50  # keys with one hash
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_INTEGERS = 10**300  # larger ones would be slow, or refused, as decimal text
 _SOME_ITERATORS = (iter([]), map(id, ()), filter(id, ()), zip(), enumerate(()), reversed([]), iter({}), (_ for _ in ()))
 _ITERATORS = (*(type(iterator) for iterator in _SOME_ITERATORS), itertools.chain, itertools.islice)
@@ -34,9 +37,10 @@ def dumps(value: Any) -> bytes:
 def loads(payload: bytes) -> Any:
     """Raises NotPlain for what `dumps` cannot have made."""
     try:
-        return unpack(json.loads(payload))
+        packed = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise NotPlain(f"not a plain value: {type(error).__name__}") from error
+    return unpack(packed)
 
 
 def pack(value: Any, depth: int = 0) -> Any:
@@ -44,8 +48,12 @@ def pack(value: Any, depth: int = 0) -> Any:
     if depth > _MOST_DEPTH:
         raise NotPlain(f"nested more than {_MOST_DEPTH} deep")
     kind = type(value)
-    if value is None or kind is bool or kind is str:
+    if value is None or kind is bool:
         return value
+    if kind is str:
+        if value.isascii() or not _SURROGATE.search(value):
+            return value
+        return {"str": value.encode("utf-32-be", "surrogatepass").hex()}  # JSON would make one character of two halves
     if kind is int:
         return value if -_JSON_INTEGERS < value < _JSON_INTEGERS else {"int": hex(value)}
     if kind is float:
@@ -65,21 +73,45 @@ def pack(value: Any, depth: int = 0) -> Any:
     raise NotPlain(f"a value of type {kind.__name__}")
 
 
-def unpack(packed: Any) -> Any:
-    """The inverse of `pack`. Raises NotPlain."""
+def unpack(packed: Any, depth: int = 0) -> Any:
+    """The inverse of `pack`. Raises NotPlain, also for sets and dictionaries made to be slow."""
+    if depth > _MOST_DEPTH:
+        raise NotPlain(f"nested more than {_MOST_DEPTH} deep")
     if type(packed) is list:
-        return [unpack(item) for item in packed]
+        return [unpack(item, depth + 1) for item in packed]
     if type(packed) is not dict:
         return packed
     if len(packed) != 1:
         raise NotPlain("an object without a tag")
     ((tag, content),) = packed.items()
     if tag not in _UNPACKERS:
-        raise NotPlain(f"an unknown tag {tag!r}")
+        raise NotPlain(f"an unknown tag {tag[:20]!r}")
+    kind, from_json = _UNPACKERS[tag]
+    if type(content) is not kind:
+        raise NotPlain(f"not a {tag}: it holds {type(content).__name__}")
     try:
-        return _UNPACKERS[tag](content)
-    except (TypeError, ValueError) as error:
+        return from_json(content, depth + 1)
+    except NotPlain:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise NotPlain(f"not a {tag}: {type(error).__name__}") from error
+
+
+def _list(content: list[Any], depth: int) -> list[Any]:
+    return [unpack(item, depth) for item in content]
+
+
+def _keys(keys: list[Any]) -> list[Any]:
+    """As they are. Python's tables get slow with the square of how many keys share a hash, and whoever wants to can make
+    numbers and tuples that do."""
+    if len(keys) > _MOST_ALIKE and max(Counter(map(hash, keys)).values()) > _MOST_ALIKE:
+        raise NotPlain(f"more than {_MOST_ALIKE} keys with the same hash")
+    return keys
+
+
+def _dict(content: list[Any], depth: int) -> dict[Any, Any]:
+    keys = _keys([unpack(key, depth) for key, _ in content])
+    return dict(zip(keys, [unpack(value, depth) for _, value in content], strict=True))
 
 
 def _items(values: Iterable[Any], depth: int) -> list[Any]:
@@ -107,18 +139,20 @@ _PACKERS: dict[type, tuple[str, Callable[[Any, int], Any]]] = {
     **dict.fromkeys((type({}.keys()), type({}.values())), ("list", _items)),
     type({}.items()): ("list", lambda value, depth: [{"tuple": pair} for pair in _pairs(dict(value), depth)]),
 }
-_UNPACKERS: dict[str, Callable[[Any], Any]] = {
-    "int": lambda content: int(content, 16),
-    "float": float,
-    "list": unpack,
-    "tuple": lambda content: tuple(unpack(content)),
-    "dict": lambda content: {unpack(key): unpack(value) for key, value in content},
-    "set": lambda content: set(unpack(content)),
-    "frozenset": lambda content: frozenset(unpack(content)),
-    "bytes": bytes.fromhex,
-    "bytearray": bytearray.fromhex,
-    "complex": lambda content: complex(float(content[0]), float(content[1])),
-    "range": lambda content: range(*unpack(content)),
-    "deque": lambda content: deque(unpack(content)),
-    "iterator": lambda content: iter(unpack(content)),
+# By tag: what JSON has for it, and what makes the value of that.
+_UNPACKERS: dict[str, tuple[type, Callable[[Any, int], Any]]] = {
+    "int": (str, lambda content, depth: int(content, 16)),
+    "float": (str, lambda content, depth: float(content)),
+    "str": (str, lambda content, depth: bytes.fromhex(content).decode("utf-32-be", "surrogatepass")),
+    "list": (list, _list),
+    "tuple": (list, lambda content, depth: tuple(_list(content, depth))),
+    "dict": (list, _dict),
+    "set": (list, lambda content, depth: set(_keys(_list(content, depth)))),
+    "frozenset": (list, lambda content, depth: frozenset(_keys(_list(content, depth)))),
+    "bytes": (str, lambda content, depth: bytes.fromhex(content)),
+    "bytearray": (str, lambda content, depth: bytearray.fromhex(content)),
+    "complex": (list, lambda content, depth: complex(*map(float, content))),
+    "range": (list, lambda content, depth: range(*_list(content, depth))),
+    "deque": (list, lambda content, depth: deque(_list(content, depth))),
+    "iterator": (list, lambda content, depth: iter(_list(content, depth))),
 }

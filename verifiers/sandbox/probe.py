@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 from headrace.verifiers.sandbox import landlock, syscalls
-from headrace.verifiers.sandbox.box import Box, BoxFailed, BoxPlan
+from headrace.verifiers.sandbox.box import Box, BoxFailed
 from headrace.verifiers.sandbox.cgroup import Cgroup, CgroupMissing
-from headrace.verifiers.sandbox.layers import Layers
+from headrace.verifiers.sandbox.layers import LEAST_LANDLOCK, Layers
+from headrace.verifiers.sandbox.plan import BoxPlan
 
 
 @cache
@@ -23,8 +24,8 @@ def probe() -> Layers:
     except OSError as error:
         seccomp, missing["seccomp"] = False, str(error)
     abi = landlock.abi()
-    if not abi:
-        missing["landlock"] = "the kernel does not offer it"
+    if abi < LEAST_LANDLOCK:
+        missing["landlock"] = f"ABI {abi}, it takes {LEAST_LANDLOCK}" if abi else "the kernel does not offer it"
     fault = _namespaces_fault()
     if fault:
         missing["namespaces"] = fault

@@ -11,6 +11,7 @@ import msgspec
 from headrace.verifiers.sandbox import plain
 from headrace.verifiers.sandbox.box import Box, Run
 
+STARVED = "starved"  # the reason of a run that had no processor for most of its time: no fault of the code's
 _MOST_SHOWN = 500  # characters of what a program says, in details
 
 
@@ -59,9 +60,10 @@ def call_function(box: Box, source: str, entry_point: str, calls: Sequence[Seque
     box.wait(lambda: len(run.answers) > len(calls) or run.ended is not None)
     reason, message = _finish(box, run)
     answers = list(run.answers)
-    if not answers or answers[0].get("defined", {}).get("value") is not True:
+    if not _is_defined(answers):
         return CallsResult([], *_not_defined(answers, reason, message, entry_point))
-    return CallsResult([_answer(answer) for answer in answers[1 : len(calls) + 1]], reason or "early_exit", message)
+    given = zip(answers[1:], calls, strict=False)
+    return CallsResult([_answer(answer, len(call)) for answer, call in given], reason or "early_exit", message)
 
 
 def run_script(box: Box, source: str, stdin: str) -> ScriptResult:
@@ -90,23 +92,23 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
     judge = box.start_run()
     judge.send(kind="tests", nonce=judge.nonce, prelude=prelude, test=test, entry_point=entry_point)
     box.wait(lambda: bool(code.answers) or code.ended is not None)
-    defined = code.answers.popleft() if code.answers else {}
-    verdict: dict[str, Any] | None = None
-    last = Answer()
-    if defined.get("defined", {}).get("value") is True:
-        verdict, last = _carry(box, code, judge)
-    code_reason, code_message = _finish(box, code)
-    judge_reason, judge_message = _finish(box, judge)
-    if defined.get("defined", {}).get("value") is not True:
-        return TestResult(False, *_not_defined([defined] if defined else [], code_reason, code_message, entry_point))
-    if code_reason:
-        return TestResult(False, code_reason, code_message)
-    if verdict is None and code.ended_by_itself:
+    first = [code.answers.popleft()] if code.answers else []
+    carried = _carry(box, code, judge) if _is_defined(first) else _Carried()
+    code_end, judge_end = _finish(box, code), _finish(box, judge)
+    if STARVED in (code_end[0], judge_end[0]):
+        return TestResult(False, STARVED)
+    if not _is_defined(first):
+        return TestResult(False, *_not_defined(first, *code_end, entry_point))
+    if carried.verdict is not None and not code_end[0]:
+        return _judged(carried.verdict, carried.last)
+    if code_end[0] and (carried.asked or carried.answered):
+        return TestResult(False, *code_end)
+    if carried.asked and code.ended_by_itself:
         return TestResult(False, "early_exit")
-    if verdict is None:
-        fault = f"the test ended without a word: {judge_reason or 'early_exit'} {judge_message}".strip()
-        return TestResult(False, test_fault=fault)
-    return _judged(verdict, last)
+    reason, message = judge_end[0] or code_end[0] or "early_exit", judge_end[1]
+    if carried.answered:  # by what it was answered: a number too large to count to, a text too long to print
+        return TestResult(False, reason, f"in the test, after {carried.answered} answers {message}".rstrip())
+    return TestResult(False, test_fault=f"the test ended before it had an answer: {reason} {message}".rstrip())
 
 
 def _start_calls(box: Box, source: str, entry_point: str, calls: list[Any], *, more: bool) -> Run:
@@ -115,55 +117,90 @@ def _start_calls(box: Box, source: str, entry_point: str, calls: list[Any], *, m
     return run
 
 
-def _carry(box: Box, code: Run, judge: Run) -> tuple[dict[str, Any] | None, Answer]:
-    """Calls from the test to the code and answers back, until the test has a verdict or one of them is over; with the code's
-    last answer."""
-    last = Answer()
+class _Carried(msgspec.Struct):
+    """What has gone between a test and the code."""
+
+    verdict: dict[str, Any] | None = None  # what the test has said at last
+    last: Answer = Answer()  # the code's
+    answered: int = 0  # calls
+    asked: bool = False  # an answer is owed
+
+
+def _carry(box: Box, code: Run, judge: Run) -> _Carried:
+    """Calls from the test to the code and answers back, until the test has a verdict or one of them is over."""
+    carried = _Carried()
     while True:
         box.wait(lambda: bool(judge.answers) or judge.ended is not None or code.ended is not None)
         if code.fault or judge.fault or not judge.answers:
-            return None, last
+            return carried
         said = judge.answers.popleft()
         if "call" not in said:
-            return said, last
+            carried.verdict = said
+            return carried
         code.send(call=said["call"])
+        carried.asked = True
         box.wait(lambda: bool(code.answers) or code.ended is not None or judge.ended is not None)
         if not code.answers:
-            return None, last
+            return carried
         answer = code.answers.popleft()
-        last = _answer(answer)
-        judge.send(**_checked(answer, last))
+        carried.asked = False
+        carried.answered += 1
+        carried.last = _answer(answer, len(said["call"][0]))
+        judge.send(**_checked(answer, carried.last))
 
 
 def _checked(answer: dict[str, Any], read: Answer) -> dict[str, Any]:
     """An answer of the code's as the test may have it: plain values, or an exception's name and text."""
     if not read.reason:
         return {"value": answer["value"]}
-    return {"raised": str(answer.get("raised", read.reason)), "message": read.message}
+    return {"raised": _word(answer, "raised") or read.reason, "message": _word(answer, "message") or read.message}
 
 
-def _answer(answer: dict[str, Any]) -> Answer:
-    """What the code's process says of a call. It may say anything."""
+def _answer(answer: dict[str, Any], arguments: int) -> Answer:
+    """What the code's process says of a call with so many arguments. It may say anything."""
     if "value" in answer:
-        try:
-            value, after = answer["value"]
-            for changed in after:
-                plain.unpack(changed)
-            return Answer(plain.unpack(value))
-        except (plain.NotPlain, TypeError, ValueError, RecursionError) as error:
-            return Answer(reason="not_plain", message=str(error)[:_MOST_SHOWN])
+        match answer["value"]:
+            case [value, [*after]] if len(after) == arguments:
+                try:
+                    for changed in after:
+                        plain.unpack(changed)
+                    return Answer(plain.unpack(value))
+                except plain.NotPlain as error:
+                    return Answer(reason="not_plain", message=str(error)[:_MOST_SHOWN])
+        return Answer(reason="bad_answer")
     if "not_plain" in answer:
-        return Answer(reason="not_plain", message=str(answer["not_plain"])[:_MOST_SHOWN])
+        return Answer(reason="not_plain", message=_word(answer, "not_plain"))
     return _raised(answer)
 
 
-_REASONS = {"MemoryError": "memory", "PermissionError": "forbidden_call", "SystemExit": "early_exit", "SyntaxError": "syntax_error",
-            "IndentationError": "syntax_error", "TabError": "syntax_error"}  # fmt: skip
+def _word(answer: dict[str, Any], key: str) -> str:
+    """A text in it, cut; empty where there is none."""
+    text = answer.get(key)
+    return text[:_MOST_SHOWN] if isinstance(text, str) else ""
+
+
+def _is_defined(answers: list[dict[str, Any]]) -> bool:
+    """Whether the first answer says that the function is there."""
+    outcome = answers[0].get("defined") if answers else None
+    return isinstance(outcome, dict) and outcome.get("value") is True
+
+
+_REASONS = {
+    "MemoryError": "memory",
+    "PermissionError": "forbidden_call",
+    "SystemExit": "early_exit",
+    "SyntaxError": "syntax_error",
+    "IndentationError": "syntax_error",
+    "TabError": "syntax_error",
+}
+_FAULTS_OF_TESTS = ("SyntaxError", "IndentationError", "NameError", "ImportError", "ModuleNotFoundError", "SystemExit")
 
 
 def _raised(answer: dict[str, Any]) -> Answer:
-    kind, message = str(answer.get("raised"))[:100], str(answer.get("message", ""))[:_MOST_SHOWN]
-    return Answer(reason=_REASONS.get(kind, "exception"), message=f"{kind}: {message}")
+    kind = _word(answer, "raised")
+    if not kind:
+        return Answer(reason="bad_answer")
+    return Answer(reason=_REASONS.get(kind, "exception"), message=f"{kind[:100]}: {_word(answer, 'message')}")
 
 
 def _not_defined(answers: list[dict[str, Any]], reason: str, message: str, entry_point: str) -> tuple[str, str]:
@@ -187,10 +224,10 @@ def _judged(verdict: dict[str, Any], last: Answer) -> TestResult:
         return TestResult(True)
     if "not_plain" in tested:
         return TestResult(False, test_fault=f"the test passes {tested['not_plain']}, which cannot be carried over")
-    kind, message = str(tested.get("raised")), str(tested.get("message", ""))
+    kind, message = tested["raised"], tested["message"]
     if last.reason:
         return TestResult(False, last.reason, last.message)
-    if kind in ("SyntaxError", "IndentationError", "NameError", "ImportError", "ModuleNotFoundError"):
+    if kind in _FAULTS_OF_TESTS:
         return TestResult(False, test_fault=f"{kind}: {message}")
     return TestResult(False, "wrong_answer", f"{kind}: {message}"[:_MOST_SHOWN])
 
@@ -198,7 +235,8 @@ def _judged(verdict: dict[str, Any], last: Answer) -> TestResult:
 def _to_its_end(box: Box, run: Run) -> ScriptResult:
     box.wait(lambda: run.ended is not None)
     reason, message = _finish(box, run)
-    status = run.ended.status if run.ended else -1
+    assert run.ended is not None
+    status = run.ended.status
     if not reason and run.answers:
         raised = _raised(run.answers[0])
         reason, message = raised.reason, raised.message
@@ -209,19 +247,21 @@ def _finish(box: Box, run: Run) -> tuple[str, str]:
     """End the run; why it did not come to its end by itself, if so, and in what state."""
     by_itself = run.ended_by_itself
     ended = box.end(run)
+    killed = by_itself and ended.status in (-signal.SIGKILL, -signal.SIGXCPU)
+    out_of_memory = (killed or box.plan.programs) and box.memory_kills() > 0
     if run.fault:
         return run.fault, ""
-    if not by_itself or ended.status >= 0:
+    if not by_itself or ended.status == 0:
         return "", ""
-    number = -ended.status
-    if number == signal.SIGSYS:
+    if killed and ended.cpu_seconds >= box.plan.limits.cpu_seconds - 0.1:
+        return "timeout", f"{ended.cpu_seconds:.1f} s of processor time"
+    if out_of_memory:
+        return "memory", ""
+    if ended.status > 0:
+        return "", ""
+    if ended.status == -signal.SIGSYS:
         return "forbidden_call", ""
-    if number in (signal.SIGKILL, signal.SIGXCPU):
-        if ended.cpu_seconds >= box.plan.limits.cpu_seconds - 0.1:
-            return "timeout", f"{ended.cpu_seconds:.1f} s of processor time"
-        if box.memory_kills() > 0:
-            return "memory", ""
-    return "crash", signal.Signals(number).name
+    return "crash", signal.Signals(-ended.status).name
 
 
 def _text(raw: bytes) -> str:

@@ -32,13 +32,17 @@ sched_get_priority_min getpriority getcpu exit exit_group restart_syscall
 """
 OPEN_DESCRIPTORS = """
 read write readv writev pread64 pwrite64 lseek close close_range dup dup2 dup3 fstat ftruncate fsync fdatasync fallocate
-fadvise64 flock copy_file_range sendfile getdents getdents64 fchmod fchdir fstatfs poll ppoll select pselect6 epoll_create
-epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd2 pipe pipe2 recvfrom shutdown getsockopt
+fadvise64 copy_file_range sendfile getdents getdents64 fchdir fstatfs poll ppoll select pselect6 epoll_create
+epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd2 pipe pipe2 recvfrom shutdown
 """
 FILES = """
-open openat stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat unlink unlinkat mkdir mkdirat
-rmdir rename renameat renameat2 truncate umask utime utimes utimensat chmod fchmodat statfs symlink symlinkat getcwd chdir
+open openat stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat statfs getcwd chdir
 """
+OWN_FILES = """
+unlink unlinkat mkdir mkdirat rmdir rename renameat renameat2 truncate umask utime utimes utimensat chmod fchmod fchmodat
+symlink symlinkat flock
+"""
+"""Only where the files that a run sees are the box's own: Landlock does not know of modes, times and locks."""
 ITSELF = """
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending rt_sigsuspend sigaltstack pause clock_gettime
 clock_getres clock_nanosleep nanosleep gettimeofday time times setitimer getitimer alarm getpid getppid gettid getuid
@@ -60,11 +64,16 @@ userfaultfd io_uring_setup io_uring_enter io_uring_register open_by_handle_at na
 kexec_file_load init_module finit_module delete_module quotactl reboot swapon swapoff acct iopl ioperm syslog lookup_dcookie
 """
 
+_TEMPORARY_FILE = 0o20000000  # O_TMPFILE without O_DIRECTORY, which architectures number differently
 _CLONE_THREAD = 0x00010000
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone takes
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 _TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX
-_SET_OWNER = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to whomever
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ: no signals to
+# whomever, no leases on the host's files, no larger pipes.
+_DESCRIPTOR_QUESTIONS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)
+_SOCKET_LEVEL = 1  # SOL_SOCKET
+_SOCKET_QUESTIONS = (3, 4, 38, 39)  # SO_TYPE, SO_ERROR, SO_PROTOCOL, SO_DOMAIN; not who is at the other end
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 
 # Classic BPF: (code, jump if true, jump if false, operand)
@@ -75,8 +84,8 @@ _LOAD, _AND, _EQUAL, _ANY_BIT, _AT_LEAST, _ANSWER = 0x20, 0x54, 0x15, 0x45, 0x35
 def server_program(*, programs: bool) -> bytes:
     """The filter that the server puts on when its box is built: what it needs itself, and what runs may have."""
     known = syscalls.numbers()
-    lists = (MEMORY_AND_THREADS, OPEN_DESCRIPTORS, FILES, ITSELF, SERVER, SERVER_PRIVILEGED, PROGRAMS if programs else "")
-    allowed = " ".join(lists).split()
+    lists = (MEMORY_AND_THREADS, OPEN_DESCRIPTORS, FILES, OWN_FILES, ITSELF, SERVER, SERVER_PRIVILEGED)
+    allowed = " ".join((*lists, PROGRAMS if programs else "")).split()
     blocks = {
         **{key: [_answer(KILL)] for key in ATTACKS.split()},
         **{key: [_answer(ALLOW)] for key in allowed},
@@ -86,14 +95,15 @@ def server_program(*, programs: bool) -> bytes:
     return _packed([*_checks_architecture(), *_chain(known, blocks), _answer(refuse(errno.EPERM))])
 
 
-def run_program(*, programs: bool, own_pid: int) -> bytes:
+def run_program(*, programs: bool, own_files: bool, own_pid: int) -> bytes:
     """What a run puts on besides, as process `own_pid` as far as it can tell: it takes away what only the server needs.
-    Short, since each run pays for it. With `programs` it may start other processes."""
+    Short, since each run pays for it. With `programs` it may start other processes, with `own_files` change files."""
     known = syscalls.numbers()
     own = set(PROGRAMS.split()) if programs else set()
     blocks = {
         **{key: [_answer(KILL)] for key in SERVER_PRIVILEGED.split()},
         **{name: [_answer(refuse(errno.EPERM))] for name in SERVER.split() if name not in own},
+        **{name: [_answer(refuse(errno.EPERM))] for name in OWN_FILES.split() if not own_files},
         **_run_conditions(programs, own_pid),
     }
     return _packed([*_checks_architecture(), *_chain(known, blocks), _answer(ALLOW)])
@@ -135,6 +145,9 @@ def _run_conditions(programs: bool, own_pid: int) -> dict[str, list[Instruction]
             (_ANY_BIT, 0, 1, _NEW_NAMESPACES), _answer(KILL),
             (_ANY_BIT, 0, 1, _CLONE_THREAD), yes, yes if programs else no,
         ],
+        # A file without a name leaves no trace in its folder, but a number that the next run could see.
+        "open": [_argument(1), (_ANY_BIT, 0, 1, _TEMPORARY_FILE), _answer(refuse(errno.EOPNOTSUPP)), yes],
+        "openat": [_argument(2), (_ANY_BIT, 0, 1, _TEMPORARY_FILE), _answer(refuse(errno.EOPNOTSUPP)), yes],
         "prctl": [_argument(0), *_one_of((_PR_SET_NAME, _PR_GET_NAME), yes), no],
         # To look at a limit, not to set one.
         "prlimit64": [_argument(2), (_EQUAL, 1, 0, 0), no, _argument(2, high=True), (_EQUAL, 0, 1, 0), yes, no],
@@ -183,7 +196,11 @@ _SHARED_CONDITIONS: dict[str, list[Instruction]] = {
     # Its flags lie in memory, where no filter sees them; the C library then takes clone.
     "clone3": [_answer(refuse(errno.ENOSYS))],
     "ioctl": [_argument(1), *_one_of(_TERMINAL_QUESTIONS, _answer(ALLOW)), _answer(refuse(errno.EPERM))],
-    "fcntl": [_argument(1), *_one_of(_SET_OWNER, _answer(refuse(errno.EPERM))), _answer(ALLOW)],
+    "fcntl": [_argument(1), *_one_of(_DESCRIPTOR_QUESTIONS, _answer(ALLOW)), _answer(refuse(errno.EPERM))],
+    "getsockopt": [
+        _argument(1), (_EQUAL, 1, 0, _SOCKET_LEVEL), _answer(refuse(errno.EPERM)),
+        _argument(2), *_one_of(_SOCKET_QUESTIONS, _answer(ALLOW)), _answer(refuse(errno.EPERM)),
+    ],
     # A connected pair, as asyncio makes one for itself; a datagram socket of it could send to others.
     "socketpair": [
         _argument(0), (_EQUAL, 1, 0, _AF_UNIX), _answer(KILL),

@@ -57,6 +57,11 @@ def supported() -> bool:
     return sys.platform == "linux" and platform.machine() in _COLUMN
 
 
+def machine() -> str:
+    """What this is, for a message."""
+    return f"{sys.platform} on {platform.machine()}"
+
+
 @cache
 def numbers() -> dict[str, int]:
     """This machine's system calls of the table, by name. Raises KeyError on an architecture that it does not have."""

@@ -29,12 +29,14 @@ from typing import Any, NoReturn
 from headrace.verifiers.sandbox import child, landlock, namespaces, seccomp
 
 MESSAGE_BYTES = 1 << 16
-_SET_PARENT_DEATH_SIGNAL, _SET_SUBREAPER = 1, 36
+_SET_SUBREAPER = 36
 
 
 def main() -> None:
     """The whole life of the server; its socket is the descriptor that the command line names."""
     control = socket.socket(fileno=int(sys.argv[1]))
+    os.environ.clear()
+    sys.orig_argv.clear()
     os.set_inheritable(control.fileno(), False)
     for number in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C is for the host, whose end is this one's too
         signal.signal(number, signal.SIG_IGN)
@@ -60,8 +62,20 @@ def _enter_namespaces(control: socket.socket) -> bool:
         control.close()
         _, status = os.waitpid(pid, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    namespaces.syscalls.libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
+    namespaces.end_with_parent()
     return two_users
+
+
+def _move_modules(here: str, there: str) -> None:
+    """Of what was loaded from a folder that has another name now: where its submodules are, and where it came from."""
+    for module in list(sys.modules.values()):
+        for name in ("__file__", "__cached__"):
+            path = getattr(module, name, None)
+            if isinstance(path, str) and path.startswith(here):
+                setattr(module, name, there + path.removeprefix(here))
+        if isinstance(paths := getattr(module, "__path__", None), list):
+            paths[:] = [there + path.removeprefix(here) if path.startswith(here) else path for path in paths]
+    sys.path_importer_cache.clear()
 
 
 def _say(control: socket.socket, **message: Any) -> None:
@@ -73,32 +87,42 @@ class Zygote:
 
     def __init__(self, control: socket.socket, plan: dict[str, Any]) -> None:
         self._control = control
-        self._plan = plan
+        self._plan = {**plan, "server": os.getpid()}
         self._in_namespaces = plan["namespaces"]
         self._runs: dict[int, _Run] = {}  # by the descriptor that tells of its end
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._preload(plan["modules"])
+        sys.dont_write_bytecode = True
         builtins.exit = builtins.quit = sys.exit  # as programs know them, from a module that is not loaded here
         readable = [target for _, target in plan["readable"]]
         if self._in_namespaces:
             namespaces.build_root(plan["readable"], plan["scratch_bytes"])
             self._work = _fingerprint()
             sys.path[:] = plan["path"]
+            _move_modules(*plan["readable"][0])
         else:
             readable = [source for source, _ in plan["readable"]]
             namespaces.syscalls.libc("prctl", _SET_SUBREAPER, 1, 0, 0, 0)
             os.chdir("/")
         self._rulesets = self._make_rulesets(readable) if plan["landlock"] else {}
         self._processes = namespaces.ProcessNamespaces() if self._in_namespaces else None
-        self._filter = seccomp.Filter(seccomp.run_program(programs=plan["programs"], own_pid=1))
+        self._filter = self._run_filter(own_pid=1)
         seccomp.renounce_privileges()
-        seccomp.Filter(seccomp.server_program(programs=plan["programs"])).install()
+        if plan["seccomp"]:
+            seccomp.Filter(seccomp.server_program(programs=plan["programs"])).install()
         for name, value in plan["rlimits"].items():  # for this process too; what it uses is far below them
             child.limit(getattr(resource, name), value)
         child.warm_up()
         gc.collect()
         gc.freeze()  # the collector's marks would copy pages in every child
+
+    def _run_filter(self, own_pid: int) -> seccomp.Filter | None:
+        if not self._plan["seccomp"]:
+            return None
+        return seccomp.Filter(
+            seccomp.run_program(programs=self._plan["programs"], own_files=self._in_namespaces, own_pid=own_pid)
+        )
 
     def _preload(self, modules: list[str]) -> None:
         for name in modules:
@@ -142,6 +166,10 @@ class Zygote:
     def _leave(self) -> NoReturn:
         for run in self._runs.values():
             run.kill()
+        for run in self._runs.values():  # so that nobody else has to
+            run.end_group()
+            os.waitpid(run.pid, 0)
+            run.reap_group()
         os._exit(0)
 
     def _start(self, number: int, scratch: bool, descriptors: list[int]) -> None:
@@ -151,7 +179,7 @@ class Zygote:
             _say(self._control, ended=number, failed=str(error))
             return
         if pid == 0:
-            self._become_child(scratch, descriptors)
+            self._become_child(number, scratch, descriptors)
         if self._processes is None:
             with contextlib.suppress(OSError):  # the child does the same: whoever comes first
                 os.setpgid(pid, pid)
@@ -159,14 +187,19 @@ class Zygote:
         self._runs[end] = _Run(number, pid, end, scratch, group=self._processes is None)
         self._poll.register(end, select.POLLIN)
 
-    def _become_child(self, scratch: bool, descriptors: list[int]) -> NoReturn:
+    def _become_child(self, number: int, scratch: bool, descriptors: list[int]) -> NoReturn:
         status = 70
         try:
+            own = self._control.fileno()
             ruleset = self._rulesets.get(scratch)
-            control = child.take_descriptors(descriptors, keep=ruleset)
-            if self._processes is None:  # elsewhere it is process 1
-                self._filter = seccomp.Filter(seccomp.run_program(programs=self._plan["programs"], own_pid=os.getpid()))
-            child.confine(self._plan, self._filter, ruleset, scratch)
+            control = child.take_descriptors(descriptors, keep={own} if ruleset is None else {own, ruleset})
+            try:
+                if self._processes is None:  # elsewhere it is process 1
+                    self._filter = self._run_filter(own_pid=os.getpid())
+                child.confine(self._plan, self._filter, ruleset, scratch, close=own)
+            except OSError as error:  # nothing of the program has been read yet
+                _say(self._control, ended=number, failed=f"{type(error).__name__}: {error}")
+                os._exit(status)
             status = child.run(control)
         finally:
             os._exit(status)
@@ -215,7 +248,11 @@ class _Run:
                 os.waitpid(-self.pid, 0)
 
 
-def _fingerprint() -> tuple[int, int]:
-    """Changes with whatever is done to `WORK` or in it: nobody can set this time."""
+def _fingerprint() -> tuple[int, ...]:
+    """Changes with whatever is done to `WORK` or in it. Nobody can set the time of its last change; but clocks have ticks,
+    and within one of them the rest tells."""
     status = os.stat(namespaces.WORK)
-    return status.st_ctime_ns, status.st_ino
+    return (
+        status.st_ctime_ns, status.st_mtime_ns, status.st_atime_ns, status.st_ino, status.st_mode, status.st_size,
+        status.st_nlink, status.st_uid, status.st_gid,
+    )  # fmt: skip

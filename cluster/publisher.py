@@ -3,9 +3,10 @@
 One transfer at a time. The weight-sync group belongs to the members of the day: when they change, or when one dies in a
 transfer, the next transfer makes a new group. Generation goes on while the bytes travel; it stands still for the swap only.
 
-The learner's next snapshot waits for the bytes of the one before, and for nothing else: members swap and are attested with
-the snapshot that was sent to them, whatever is the newest by then. A member is in one pair of hands at a time: publishes go
-one after the other, and a member joins before it serves.
+A new snapshot waits for the bytes of a transfer under way, and for nothing else here: members swap and are attested with the
+snapshot that was sent to them, whatever is the newest by then, so that one which joins does not hold up the learner. (The
+training loop makes its next snapshot when the publish of the one before has ended.) A member is in one pair of hands at a
+time: publishes go one after the other, and a member joins before it serves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from headrace.actors.engine import EngineDied
-from headrace.actors.generator import StagedUpdate, StagingFailed
+from headrace.actors.generator import StagingFailed
 from headrace.actors.weight_sync.attestation import attest
 from headrace.cluster.deadlines import within
 from headrace.cluster.pool import AttestationFailed, Member, first_line
@@ -198,7 +199,8 @@ class WeightPublisher:
         sent, *received = await asyncio.gather(sending, *receives, return_exceptions=True)
         broken = sort_out(members, received)
         for member, update in zip(members, received, strict=True):
-            if isinstance(update, StagedUpdate) and set(update.checksums) != {manifest.checksum}:
+            unsure = isinstance(update, BaseException) or isinstance(sent, BaseException)
+            if not unsure and set(update.checksums) != {sent.checksum}:
                 broken[member.name] = (Fault.OWN, "received other bytes than were sent")
         if isinstance(sent, BaseException) and not broken:
             raise sent  # every member has all, and yet the learner's end failed: not a member's fault

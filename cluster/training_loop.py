@@ -113,7 +113,8 @@ class TrainingLoop:
         async with self._recorded(batch, report, times, step):
             if not self._take_turns:
                 times.sync = await self._waits.published()
-            times.snapshot_seconds = await self._fleet.hold_snapshot(step)
+            with self._waits.phase(f"step {step}: making the snapshot of its weights"):
+                times.snapshot_seconds = await self._fleet.hold_snapshot(step)
             if self._take_turns:
                 await self._fleet.resume_generators()
             self._waits.publish_beside()

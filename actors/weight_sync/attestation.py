@@ -1,6 +1,6 @@
 """Whether an engine holds the weights that it says.
 
-A chain of three: the digest of the bytes that its workers received (the receiver compares it, and the publisher again); the
+A chain of three: the digest of the bytes that its workers received, which the publisher compares with the sender's; the
 count of the values that each layer took from them in the swap (`vllm_backend.swap_weights`); and the log-probabilities of
 fixed probe sequences, computed by the engine after the swap and by the learner under the same version. The probe alone
 would pass an engine that stayed at the version before: a step moves it by less than its tolerance. vLLM's own checksums

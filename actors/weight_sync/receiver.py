@@ -21,7 +21,7 @@ from headrace.verifiers.records import WeightManifest
 class StagingState(StrEnum):
     IDLE = "idle"  # nothing is under way
     RECEIVING = "receiving"  # joining the group, or bytes are on the wire
-    READY = "ready"  # all bytes are there and their digest is the sender's
+    READY = "ready"  # all bytes are there; whether they are the sender's is for who knows both digests
     FAILED = "failed"  # see `error`
 
 
@@ -104,8 +104,7 @@ class StagedReceiver:
             layout = Layout(manifest.tensors)
             buckets = layout.allocate(self._device)
             transport.broadcast(group, buckets)
-            digest = transport.checksum(buckets)
-            error = None if digest == manifest.checksum else "the bytes received are not the bytes sent"
+            digest, error = transport.checksum(buckets), None
         except (RuntimeError, ValueError, MemoryError) as failure:  # torch's network errors are RuntimeErrors
             digest, error, layout, buckets = None, f"{type(failure).__name__}: {failure}", None, []
         with self._lock:

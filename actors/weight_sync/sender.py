@@ -1,7 +1,7 @@
 """The learner's end: a snapshot of the weights in send buffers, and groups to broadcast it over.
 
-`snapshot` copies; the learner trains on while `send` runs in a thread. There is one set of buffers: a new snapshot waits
-for the transfers of the old one, which is what keeps a late joiner's weights whole.
+`snapshot` copies; the learner trains on while `send` broadcasts and digests in a thread. There is one set of buffers: a new
+snapshot waits for the transfers of the old one, which is what keeps a late joiner's weights whole.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ import threading
 import time
 from collections.abc import Iterable
 
+import msgspec
 import torch
 from torch.distributed import TCPStore
 
 from headrace.actors.weight_sync import transport
 from headrace.actors.weight_sync.transport import Group, GroupAddress, Layout
 from headrace.verifiers.records import WeightManifest, WeightTensor
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A transfer that ended well."""
+
+    seconds: float
+    checksum: str  # of the bytes that were sent; see `transport.checksum`
 
 
 class WeightSender:
@@ -32,10 +40,11 @@ class WeightSender:
         self._group: Group | None = None
         self._layout: Layout | None = None
         self._buckets: list[torch.Tensor] = []
+        self._checksum: str | None = None  # of what is in the buckets, once it has been sent
         self.manifest: WeightManifest | None = None
 
     def snapshot(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightManifest:
-        """Copy the weights into the send buffers and digest them.
+        """Copy the weights into the send buffers. Their digest is left to `send`: the learner waits for this call.
 
         Args:
             version: of these weights.
@@ -58,7 +67,7 @@ class WeightSender:
                 if name != expected:
                     raise ValueError(f"snapshot of version {version}: tensor {name!r} where {expected!r} was before")
                 target.copy_(source)
-            self.manifest = WeightManifest(version, self._layout.tensors, transport.checksum(self._buckets))
+            self.manifest, self._checksum = WeightManifest(version, self._layout.tensors, ""), None
             return self.manifest
         finally:
             self._busy.release()
@@ -73,8 +82,9 @@ class WeightSender:
         )
         return self._address
 
-    def send(self) -> float:
-        """Broadcast the snapshot to the epoch's members; the seconds that it took. Call it in a thread.
+    def send(self) -> Sent:
+        """Broadcast the snapshot to the epoch's members, and digest it while they digest what they received. Call it in a
+        thread.
 
         Raises:
             RuntimeError: a member died or missed the deadline; the group is dropped, so that the members that wait in it
@@ -91,7 +101,9 @@ class WeightSender:
             except RuntimeError:
                 self.close_group()
                 raise
-            return time.monotonic() - start
+            if self._checksum is None:
+                self._checksum = transport.checksum(self._buckets)
+            return Sent(time.monotonic() - start, self._checksum)
 
     def close_group(self) -> None:
         group, self._group, self._store, self._address = self._group, None, None, None

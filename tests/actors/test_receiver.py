@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -58,9 +58,9 @@ def manifest_of(sender: WeightSender) -> WeightManifest:
 def test_the_weights_are_staged_under_their_names_and_taken_once(sender):
     receiver = receiver_in(sender.open_group(2))
     receiver.receive(manifest_of(sender))
-    sender.send()
+    sent = sender.send()
     status = settled(receiver)
-    assert (status.state, status.version, status.checksum) == (StagingState.READY, 1, manifest_of(sender).checksum)
+    assert (status.state, status.version, status.checksum) == (StagingState.READY, 1, sent.checksum)
     manifest, layout, buckets = receiver.take()
     assert manifest.version == 1
     received = {name: tensor.float().unique().tolist() for name, tensor in layout.views(buckets)}
@@ -75,21 +75,23 @@ def test_the_next_version_comes_over_the_same_group(sender):
     for version, value in ((1, 0.5), (2, 0.25)):
         manifest = sender.snapshot(version, weights(value))
         receiver.receive(manifest)
-        sender.send()
-        assert settled(receiver).checksum == manifest.checksum
+        assert sender.send().checksum == settled(receiver).checksum
         receiver.take()
 
 
-def test_bytes_with_another_digest_than_the_senders_are_refused(sender):
+def test_bytes_that_change_on_their_way_have_another_digest_than_the_senders(sender, monkeypatch):
+    broadcast = transport.broadcast
+
+    def broadcast_and_garble(group: transport.Group, buckets: Sequence[torch.Tensor]) -> None:
+        broadcast(group, buckets)
+        if threading.current_thread().name.startswith("receive-"):
+            buckets[0][3] ^= 1
+
+    monkeypatch.setattr(transport, "broadcast", broadcast_and_garble)
     receiver = receiver_in(sender.open_group(2))
     receiver.receive(manifest_of(sender))
-    sender._buckets[0][3] ^= 1
-    sender.send()
-    status = settled(receiver)
-    assert status.state is StagingState.FAILED
-    assert status.error == "the bytes received are not the bytes sent"
-    with pytest.raises(RuntimeError, match="not the bytes sent"):
-        receiver.take()
+    sent = sender.send()
+    assert settled(receiver).checksum not in (None, sent.checksum)
 
 
 def test_a_sender_that_dies_in_the_transfer_fails_it_within_the_deadline():
@@ -137,8 +139,7 @@ def test_a_late_thread_of_an_aborted_transfer_does_not_touch_the_next_one(sender
     sender.send()
     late.join(SECONDS)
     assert receiver.status().state is StagingState.RECEIVING
-    new.send()
-    assert settled(receiver).checksum == manifest.checksum
+    assert new.send().checksum == settled(receiver).checksum
     assert receiver.take()[0].version == 5
     new.close_group()
 
@@ -151,16 +152,15 @@ def test_a_late_joiner_receives_in_an_epoch_of_its_own_and_then_with_the_others(
     early.take()
     late.join(sender.open_group(2), 1)
     late.receive(manifest_of(sender))
-    sender.send()
-    assert settled(late).checksum == manifest_of(sender).checksum
+    assert sender.send().checksum == settled(late).checksum
     late.take()
     manifest = sender.snapshot(2, weights(0.25))
     address = sender.open_group(3)
     for rank, receiver in enumerate((early, late), 1):
         receiver.join(address, rank)
         receiver.receive(manifest)
-    sender.send()
-    assert [settled(receiver).checksum for receiver in (early, late)] == [manifest.checksum] * 2
+    sent = sender.send()
+    assert [settled(receiver).checksum for receiver in (early, late)] == [sent.checksum] * 2
 
 
 def test_receiving_is_refused_before_an_epoch_is_joined_and_while_it_is_under_way(sender):

@@ -148,8 +148,9 @@ def test_every_member_receives_the_senders_bytes(threads):
     address = sender.open_group(3)
     for rank in (1, 2):
         threads.run(lambda rank=rank: receive(address, rank, Layout(manifest.tensors)))
-    assert sender.send() < SECONDS
-    assert threads.results() == [manifest.checksum] * 2
+    sent = sender.send()
+    assert 0 < sent.seconds < SECONDS
+    assert threads.results() == [sent.checksum] * 2
     sender.close_group()
 
 
@@ -170,11 +171,10 @@ def test_a_group_serves_one_version_after_the_other(threads):
         return digests
 
     threads.run(member)
-    sender.send()
+    sent = [sender.send().checksum]
     assert first_is_there.wait(SECONDS)
-    sent = [sender.manifest.checksum]
-    sent.append(sender.snapshot(2, weights(0.25)).checksum)
-    sender.send()
+    sender.snapshot(2, weights(0.25))
+    sent.append(sender.send().checksum)
     assert sent[0] != sent[1]
     assert threads.results() == [sent]
     sender.close_group()
@@ -201,8 +201,8 @@ def test_a_new_epoch_without_the_dead_member_carries_the_weights(threads):
     address = sender.open_group(2)
     assert address.epoch == 2
     threads.run(lambda: receive(address, 1, Layout(manifest.tensors)))
-    sender.send()
-    assert threads.results() == [manifest.checksum]
+    sent = sender.send()
+    assert threads.results() == [sent.checksum]
     sender.close_group()
 
 
@@ -214,8 +214,23 @@ def test_a_snapshot_waits_for_the_transfer_before_it_so_that_a_version_stays_who
     while not sender._busy.locked():
         threading.Event().wait(0.001)
     threads.run(lambda: sender.snapshot(2, weights(0.25)).version)
-    assert receive(address, 1, Layout(manifest.tensors)) == manifest.checksum
-    assert threads.results()[1] == 2
+    received = receive(address, 1, Layout(manifest.tensors))
+    sent, version = threads.results()
+    assert (received, version) == (sent.checksum, 2)
+    sender.close_group()
+
+
+def test_the_digest_is_taken_in_the_transfer_and_not_in_the_snapshot_that_the_learner_waits_for(threads, monkeypatch):
+    digested = []
+    checksum = transport.checksum
+    monkeypatch.setattr(transport, "checksum", lambda buckets: digested.append(1) or checksum(buckets))
+    sender = WeightSender("gloo", HOST, SECONDS)
+    manifest = sender.snapshot(1, weights(0.5))
+    assert not digested
+    address = sender.open_group(2)
+    threads.run(sender.send)
+    received = receive(address, 1, Layout(manifest.tensors))
+    assert threads.results()[0].checksum == received
     sender.close_group()
 
 

@@ -56,11 +56,11 @@ class Setup:
             await self.engine.join(self.sender.open_group(2), 1)
             self.joined = True
         await self.engine.receive(manifest)
-        await asyncio.to_thread(self.sender.send)
+        sent = await asyncio.to_thread(self.sender.send)
         while (status := (await self.engine.staging())[0]).state is StagingState.RECEIVING:
             await asyncio.sleep(0.01)
         assert status.state is StagingState.READY, status.error
-        assert status.checksum == manifest.checksum
+        assert status.checksum == sent.checksum
 
     @torch.no_grad()
     def logprobs(self, sequence: list[int]) -> list[float]:

@@ -11,6 +11,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
+from headrace.actors.weight_sync.sender import Sent
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.cluster.pool import AttestationFailed, Member
 from headrace.cluster.publisher import ADMISSION_ROUNDS, WeightPublisher
@@ -59,9 +60,9 @@ class FakeSender:
         self.groups.append(world_size)
         return GroupAddress(len(self.groups), "127.0.0.1", 1, world_size, "gloo", DEADLINE)
 
-    async def _send(self) -> float:
+    async def _send(self) -> Sent:
         self.sends += 1
-        return 0.0
+        return Sent(0.0, CHECKSUM)
 
 
 class FakeGenerator:
@@ -106,7 +107,7 @@ class FakeGenerator:
             raise KeyError("a bug")
         self.updating = True
         self.received.append(manifest.version)
-        return StagedUpdate(manifest.version, ["other" if fault == "garbles" else manifest.checksum], 0.0)
+        return StagedUpdate(manifest.version, ["other" if fault == "garbles" else CHECKSUM], 0.0)
 
     async def _swap(self, version: int, clear_cache: bool) -> float:
         self._alive()
@@ -179,7 +180,7 @@ async def publisher_at(
 
 async def hold(publisher: WeightPublisher, version: int, probe: list[list[float]] = PROBE) -> None:
     async def make() -> Snapshot:
-        return Snapshot(WeightManifest(version, [], CHECKSUM), probe, 0.0)
+        return Snapshot(WeightManifest(version, [], ""), probe, 0.0)
 
     await publisher.hold(make)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog.testing
 from ray.exceptions import RayTaskError
 from rich.console import Console
 
@@ -216,6 +217,18 @@ async def test_a_version_travels_while_the_next_step_is_taken_and_learned(trial)
     assert events.index("learn 2") < events.index("published 1") < events.index("snapshot 2")
     assert {f"save {STEPS}", f"published {STEPS}"} == set(events[-2:])
     assert "pause" not in events
+
+
+async def test_what_the_learner_does_in_a_step_is_said_by_name(trial):
+    made = trial()
+    with structlog.testing.capture_logs() as logs:
+        await made.run()
+    said = [entry["what"] for entry in logs if entry["event"] == "phase" and entry["what"].startswith("step 2: ")]
+    learning, snapshot = (
+        "step 2: learning from 1 group(s) with variance of 1",
+        "step 2: making the snapshot of its weights",
+    )
+    assert said == [learning, f"{learning}: done", snapshot, f"{snapshot}: done"]
 
 
 async def test_in_turns_generators_stand_still_from_the_batch_to_the_snapshot(trial):

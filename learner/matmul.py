@@ -1,7 +1,6 @@
 """Float32 matrix products on CPUs through oneDNN.
 
-PyTorch gives float32 products to MKL, which does not use AVX-512 on processors of other makers than its own. oneDNN does: on
-an AMD EPYC with AVX-512 one core does 260 GFLOP/s instead of 118, in the same float32 (docs/algorithms.md has the table).
+PyTorch gives float32 products to MKL, which does not use AVX-512 on processors of other makers than its own. oneDNN does.
 PyTorch reaches oneDNN by itself in bfloat16 only, and has the operator for float32 without a gradient; this adds one.
 """
 

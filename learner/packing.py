@@ -219,8 +219,8 @@ def attention_mask(pack: Pack) -> Bool[Tensor, "tokens tokens"]:
 def attention_blocks(prefix: int, cuts: list[list[int]]) -> tuple[AttentionBlock, ...]:
     """Blocks that partition a pack: the prefix, and of each document, cut at `cuts`, the prompt and each sample.
 
-    A call for each sample computes no pair of tokens that do not see each other, which more than pays for the calls: on a
-    CPU, six samples of 32 tokens behind a prompt of 100 take 3.8 ms a layer so, and 6.2 ms as one masked call.
+    A call for each sample computes no pair of tokens that do not see each other, which more than pays for the calls where
+    several samples share a prompt.
     """
     blocks: list[AttentionBlock] = []
 

@@ -41,7 +41,6 @@ class MemoryCache:
 
     def put(self, key: str, answer: str) -> None:
         self._answers[key] = answer
-        self._answers.move_to_end(key)
         while len(self._answers) > self._entries:
             self._answers.popitem(last=False)
 

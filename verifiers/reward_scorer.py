@@ -205,7 +205,7 @@ def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     for key in sorted(found["missing_keys"]):
         raise _wrong("model", f"{name} has no `{key}`: it is no trained reward model with a score head")
     model.config.use_cache = False
-    return model.eval()
+    return model
 
 
 def _usable_pad_id(config: Any) -> int | None:

@@ -247,8 +247,8 @@ def skeleton(rubric: Rubric, completion: str, prompt: str) -> tuple[str, str]:
      "[gMASK]", "[TOOL_CALLS]", "＜|im_end|>", "]<]minimax[>["],
 )  # fmt: skip
 def test_a_control_token_does_not_reach_the_judge(token):
-    rubric = Rubric("{{completion}}", 0, 10)
-    assert token not in rubric.fill(f"a{token}b", {}).user
+    rubric = Rubric("{{completion}} {{turns}}", 0, 10)
+    assert token not in rubric.fill(f"a{token}b", {"turns": [f"a{token}b"]}).user
     assert token not in harmless(harmless(token))
 
 
@@ -460,6 +460,13 @@ def test_a_batch_runs_side_by_side_within_the_limit_and_keeps_its_order(judge, v
     assert judge.most_at_once == 4
 
 
+def test_the_wait_for_a_slot_is_not_counted_against_the_deadline(judge, verifier_of):
+    judge.answer = lambda body, number: (judge.stopped.wait(0.4), Reply())[1]
+    verifier = verifier_of(concurrency=1, deadline_seconds=1.5)
+    verdicts = verifier.verify_many([Sample(str(number), ROW) for number in range(6)])
+    assert [verdict.reason for verdict in verdicts] == ["scored"] * 6
+
+
 def test_a_bad_sample_does_not_touch_its_neighbours(judge, verifier_of):
     judge.answer = lambda body, number: Reply(status=400) if "bad" in user_message(body) else Reply()
     verifier = verifier_of(max_completion_chars=10)
@@ -511,6 +518,15 @@ def test_a_cache_is_bounded(tmp_path, entries):
         held = [number for number in range(10) if cache.get(str(number)) is not None]
         assert held == list(range(10 - entries, 10))
     disk.close()
+
+
+def test_memory_keeps_what_was_used_last():
+    cache = MemoryCache(2)
+    cache.put("a", "1")
+    cache.put("b", "2")
+    assert cache.get("a") == "1"
+    cache.put("c", "3")
+    assert [cache.get(key) for key in "abc"] == ["1", None, "3"]
 
 
 def test_a_file_that_is_no_cache_is_refused_at_the_start(judge, verifier_of, tmp_path):

@@ -114,6 +114,13 @@ def test_neither_padding_side_nor_padding_token_changes_a_score(copy, score_mode
     assert raw_scores(RewardModelVerifier(model=str(folder)), TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
+def test_any_token_may_end_a_text_where_the_model_names_no_padding(copy):
+    folder = copy("config.json", pad_token_id=None)
+    texts = ["longer" * 4] + [f"x{last}" for last in "!#$%&()*"]  # the tokens with the smallest ids
+    verifier = RewardModelVerifier(model=str(folder), chat_template=False)
+    assert raw_scores(verifier, texts) == pytest.approx([reference(folder, "hi" + text) for text in texts], abs=1e-5)
+
+
 def test_an_encoder_with_a_classifier_head_is_scored_too(tiny_model, tmp_path):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     set_seed(1)

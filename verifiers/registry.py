@@ -14,9 +14,15 @@ from pathlib import Path
 from headrace.verifiers.base import Verifier, VerifierSpec, nearest
 from headrace.verifiers.code import CodeVerifier
 from headrace.verifiers.composition import AllOf, ByRow, Composite, FirstApplicable, WeightedSum
+from headrace.verifiers.database import DatabaseVerifier
+from headrace.verifiers.entities import EntitiesVerifier
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.function import CallableVerifier
+from headrace.verifiers.instructions import InstructionsVerifier
+from headrace.verifiers.judge import JudgeVerifier
+from headrace.verifiers.math import MathVerifier
 from headrace.verifiers.regex import RegexVerifier
+from headrace.verifiers.reward_model import RewardModelVerifier
 from headrace.verifiers.tool_call import ToolCallVerifier
 
 ENTRY_POINT_GROUP = "headrace.verifiers"
@@ -25,9 +31,15 @@ BUILT_IN: dict[str, type[Verifier]] = {
     "all_of": AllOf,
     "by_row": ByRow,
     "code": CodeVerifier,
+    "database": DatabaseVerifier,
+    "entities": EntitiesVerifier,
     "first_applicable": FirstApplicable,
+    "instructions": InstructionsVerifier,
+    "judge": JudgeVerifier,
+    "math": MathVerifier,
     "python": CallableVerifier,
     "regex": RegexVerifier,
+    "reward_model": RewardModelVerifier,
     "tool_call": ToolCallVerifier,
     "weighted_sum": WeightedSum,
 }

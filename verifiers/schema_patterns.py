@@ -7,6 +7,8 @@ The two agree on most, and differ where it lets a wrong value pass: Python's `$`
 from __future__ import annotations
 
 import re
+import unicodedata
+from functools import lru_cache
 
 _SPACE = (
     r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"  # ECMAScript's WhiteSpace and LineTerminator
@@ -79,6 +81,8 @@ def _escape(pattern: str, position: int, in_class: bool) -> tuple[str, int]:
         return f"\\x{ord(control[1]) % 32:02x}", control.end()
     if name := re.compile(r"\\k<(\w+)>").match(pattern, position):
         return f"(?P={name[1]})", name.end()
+    if held := re.compile(r"\\([pP])\{(?:General_Category=|gc=)?(\w+)\}").match(pattern, position):
+        return _of_category(held[2], negated=held[1] == "P", in_class=in_class), held.end()
     if rest == "s":
         return (_SPACE if in_class else f"[{_SPACE}]"), position + 2
     if rest == "S" and not in_class:
@@ -86,6 +90,35 @@ def _escape(pattern: str, position: int, in_class: bool) -> tuple[str, int]:
     if rest == "S" or rest in _SAME_ESCAPES or (rest and not rest.isalnum()):
         return pattern[position : position + 2], position + 2
     raise ValueError(f"`\\{rest}` at position {position} is not supported")
+
+
+_CATEGORIES = {
+    "Letter": "L", "Uppercase_Letter": "Lu", "Lowercase_Letter": "Ll", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm",
+    "Other_Letter": "Lo", "Mark": "M", "Nonspacing_Mark": "Mn", "Spacing_Mark": "Mc", "Enclosing_Mark": "Me", "Number": "N",
+    "Decimal_Number": "Nd", "digit": "Nd", "Letter_Number": "Nl", "Other_Number": "No", "Punctuation": "P", "punct": "P",
+    "Connector_Punctuation": "Pc", "Dash_Punctuation": "Pd", "Open_Punctuation": "Ps", "Close_Punctuation": "Pe",
+    "Initial_Punctuation": "Pi", "Final_Punctuation": "Pf", "Other_Punctuation": "Po", "Symbol": "S", "Math_Symbol": "Sm",
+    "Currency_Symbol": "Sc", "Modifier_Symbol": "Sk", "Other_Symbol": "So", "Separator": "Z", "Space_Separator": "Zs",
+    "Line_Separator": "Zl", "Paragraph_Separator": "Zp", "Other": "C", "Control": "Cc", "cntrl": "Cc", "Format": "Cf",
+    "Surrogate": "Cs", "Private_Use": "Co", "Unassigned": "Cn",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _of_category(name: str, negated: bool, in_class: bool) -> str:
+    """A Unicode general category as ranges of characters."""
+    category = _CATEGORIES.get(name, name)
+    if category not in _CATEGORIES.values():
+        raise ValueError(f"the Unicode property `{name}` is not supported: general categories are")
+    ranges: list[list[int]] = []
+    for number in range(0x110000):
+        if unicodedata.category(chr(number)).startswith(category) is not negated:
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1][1] = number
+            else:
+                ranges.append([number, number])
+    held = "".join(f"{_code_point(first)}-{_code_point(last)}" for first, last in ranges)
+    return held if in_class else f"[{held}]"
 
 
 def _code_point(number: int) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import FormatError, SchemaError, ValidationError
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
 from referencing import Resource
@@ -18,6 +17,7 @@ from referencing.jsonschema import DRAFT202012
 
 from headrace.verifiers.base import printable
 from headrace.verifiers.errors import UserError
+from headrace.verifiers.schema_formats import FORMATS
 from headrace.verifiers.schema_patterns import to_python
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,9 +29,11 @@ _IN_PLACE = ("not", "if", "then", "else")
 
 def compiled(schema: dict[str, Any], check_formats: bool) -> Draft202012Validator:
     """A validator of a schema that `refuse_invalid` has let pass."""
-    return _Validator(
-        _with_python_patterns(schema), registry=REGISTRY, format_checker=FORMATS if check_formats else None
-    )
+    made = _with_python_patterns(schema)
+    # The registry has to know of documents inside the schema before the library meets them in a dynamic scope.
+    root = Resource.from_contents(made, default_specification=DRAFT202012)
+    registry = REGISTRY.with_resource(root.id() or "", root).crawl()
+    return _Validator(made, registry=registry, format_checker=FORMATS if check_formats else None)
 
 
 def refuse_invalid(schema: dict[str, Any], place: str) -> None:
@@ -122,61 +124,3 @@ def _multiple_of(validator: Any, factor: float, instance: Any, schema: Any) -> I
 
 
 _Validator = extend(Draft202012Validator, {"multipleOf": _multiple_of})
-# The local part as a dot-atom or in quotes, the domain as a host's name (RFC 5321, without its address literals).
-_EMAIL = re.compile(
-    r"""(?:[\w!#$%&'*+/=?^`{|}~-]+(?:\.[\w!#$%&'*+/=?^`{|}~-]+)*|"(?:[ !#-\[\]-~]|\\[ -~])+")"""
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*",
-    re.ASCII,
-)
-
-
-class _Formats(FormatChecker):
-    """Those of the schema library; none but `regex` holds a line's end, which some of their checks overlook."""
-
-    def check(self, instance: object, format: str) -> None:
-        if format in self.checkers and format != "regex" and isinstance(instance, str) and _LINE_END.search(instance):
-            raise FormatError(f"{instance!r} is not a {format!r}")
-        super().check(instance, format)
-
-
-_TIME = re.compile(
-    r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)(?:\.[0-9]+)?(?:[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
-)
-_LINE_END = re.compile(r"[\n\r\x00\u2028\u2029]")
-FORMATS = _Formats(())
-FORMATS.checkers = dict(Draft202012Validator.FORMAT_CHECKER.checkers)
-
-
-@FORMATS.checks("regex", raises=(ValueError, re.error))
-def is_regex(value: object) -> bool:
-    return not isinstance(value, str) or bool(re.compile(to_python(value)))
-
-
-@FORMATS.checks("email")
-def is_email(value: object) -> bool:
-    return not isinstance(value, str) or bool(_EMAIL.fullmatch(value))
-
-
-@FORMATS.checks("idn-email")
-def is_international_email(value: object) -> bool:
-    return not isinstance(value, str) or bool(re.fullmatch(r"[^\s@]+@[^\s@]+", value))
-
-
-@FORMATS.checks("time")
-def is_time(value: object) -> bool:
-    """RFC 3339's full-time. A leap second is the last one of a day in UTC."""
-    if not isinstance(value, str):
-        return True
-    found = _TIME.fullmatch(value)
-    if found is None or found[3] != "60":
-        return found is not None
-    ahead = int(f"{found[4]}1") * (int(found[5]) * 60 + int(found[6])) if found[4] else 0
-    return (int(found[1]) * 60 + int(found[2]) - ahead) % (24 * 60) == 24 * 60 - 1
-
-
-@FORMATS.checks("date-time")
-def is_date_time(value: object) -> bool:
-    """RFC 3339's date-time."""
-    if not isinstance(value, str):
-        return True
-    return value[10:11] in ("T", "t") and FORMATS.conforms(value[:10], "date") and is_time(value[11:])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import pytest
 from headrace.cluster import cli, doctor, offline_verification
 from headrace.cluster.cli import main
 from headrace.cluster.doctor import Gpu, gpu_finding, packages, sandbox_findings
-from headrace.cluster.offline_verification import parse_assignments
-from headrace.verifiers import UserError
+from headrace.cluster.offline_verification import parse_assignments, read_input, score
+from headrace.verifiers import UserError, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.layers import Layers
 
 REWARDS = """
@@ -211,6 +212,17 @@ def test_an_interrupted_command_leaves_no_process(folder):
     assert process.returncode == 130
     assert err.endswith("headrace: stopped\n")
     assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_scoring_that_is_left_early_leaves_no_process(folder):
+    verifier = build_verifier(VerifierSpec(function="rewards.py:careful", base_dir=str(folder)))
+    path = folder / "in.jsonl"
+    write(path, {"completion": "one"}, *[{"completion": "hang"}] * 4)
+    rows = score(read_input(path, verifier), pickle.dumps(verifier), workers=2, call_seconds=100)
+    assert next(rows).reward == 1.0
+    assert psutil.Process().children()
+    rows.close()
+    assert not psutil.Process().children()
 
 
 def test_options_are_toml_or_text():

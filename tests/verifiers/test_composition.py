@@ -208,6 +208,21 @@ def test_a_row_that_names_no_verifier_is_bad(row, complaint):
     assert (only(verifier, row).kind, only(verifier, row).reason) == (VerdictKind.INFRA_ERROR, "bad_row")
 
 
+def test_a_verifier_that_rows_name_is_built_once_and_started_with_the_others():
+    built = []
+
+    def build(spec):
+        built.append(spec)
+        return Says(GOOD)
+
+    verifier = ByRow(build=build)
+    for _ in range(3):
+        assert only(verifier, {"verifier": "anything"}).reason == "match"
+    assert built == [VerifierSpec(verifier="anything")]
+    verifier.start()
+    assert verifier.parts[0].verifier.running
+
+
 def test_rows_without_the_field_have_the_default():
     verifier = by_row(
         field="task", default="yes", parts=[{"verifier": "regex", "name": "yes", "options": {"pattern": "y"}}]

@@ -37,11 +37,21 @@ json_values = st.recursive(
 call_values = st.fixed_dictionaries(
     {"name": st.sampled_from(["f", "g", "h"]), "arguments": st.dictionaries(st.sampled_from("abcde"), json_values)}
 )
+wrapped_values = st.fixed_dictionaries(
+    {"function": call_values.map(lambda value: value | {"arguments": json.dumps(value["arguments"])})},
+    optional={"id": st.text(max_size=3), "type": st.sampled_from(["function", "code"])},
+)
+messages = st.fixed_dictionaries(
+    {"tool_calls": st.lists(wrapped_values | call_values, max_size=3)},
+    optional={"content": st.none() | st.text(max_size=3)},
+)
 pieces = st.sampled_from(["<tool_call>", "</tool_call>", "{", "}", "[", '"', ":", ",", "\\", "\ud800", " "])
 completions = st.one_of(
     st.text(st.characters()),
     json_values.map(json.dumps),
     call_values.map(json.dumps),
+    wrapped_values.map(json.dumps),
+    messages.map(json.dumps),
     call_values.map(lambda value: f"<tool_call>{json.dumps(value)}</tool_call>"),
     st.lists(pieces | call_values.map(json.dumps), max_size=12).map("".join),
 )
@@ -50,7 +60,8 @@ completions = st.one_of(
 @given(completions, st.sampled_from(["hermes", "json", "any"]), st.booleans())
 def test_no_completion_raises_or_leaves_the_bounds(completion, form, allow_text):
     verifier = ToolCallVerifier(sandbox=False, form=form, allow_text=allow_text)
-    for row in (ROW, {"tools": TOOLS}):
+    choices = [{"f": {name: [value, ""] for name, value in ARGUMENTS.items()}}]
+    for row in (ROW, {"tools": TOOLS}, {"tools": TOOLS, "answer_alternatives": choices}):
         verdict = verifier.verify(Sample(completion, row))
         assert verdict.kind is not VerdictKind.INFRA_ERROR
         assert 0.0 <= verdict.reward <= 1.0

@@ -1,9 +1,14 @@
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.verifiers import ToolCallVerifier, UserError
 from headrace.verifiers.call_forms import ToolCall
+from headrace.verifiers.schema_formats import FORMATS
+from headrace.verifiers.schema_patterns import to_python
 from headrace.verifiers.tool_set import ToolSet
 
 
@@ -108,3 +113,28 @@ def test_formats_bind_only_where_asked():
 def test_the_arguments_that_fit_are_a_share_of_all_that_are_given_or_required(parameters, arguments, reason, fitting):
     check = ToolSet.from_definitions(tool(parameters), "here").check(ToolCall("f", dict.fromkeys(arguments, "x")))
     assert (check.reason, check.fitting) == (reason, pytest.approx(fitting))
+
+
+# Texts near to what formats mean, so that checks get past their first letter.
+near = st.lists(
+    st.sampled_from([*"0123456789-:.+TZtzPYMDHSW/@#~%[]{}", "xn--", "\u0663", "\n", "\0", "\ud800", "\u302e", "ä"])
+)
+texts = st.text(st.characters()) | near.map("".join)
+
+
+@given(texts, st.sampled_from(sorted(FORMATS.checkers)))
+def test_no_text_makes_a_format_raise_or_pass_with_a_line_end_behind_it(text, name):
+    FORMATS.conforms(text, name)
+    if name not in ("regex", "json-pointer", "relative-json-pointer"):
+        assert not FORMATS.conforms(text + "\n", name)
+
+
+@given(
+    st.lists(st.sampled_from([*"()[]{}^$.*+?|\\dDwWsSbBpPuxck<>:=!-,012aA& ", "(?", "\ud800", "\u2028"])).map("".join)
+)
+def test_a_pattern_is_translated_or_refused(pattern):
+    try:
+        compiled = re.compile(to_python(pattern))
+    except (ValueError, re.error):
+        return
+    compiled.search("")

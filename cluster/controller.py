@@ -54,12 +54,18 @@ class Controller:
         return Evaluator(prepared.held_out, settings.prompts, settings.samples, prepared.sampling, lease_seconds)
 
     async def run(self) -> None:
-        """From nothing, or from a checkpoint, to the exported model.
+        """From nothing, or from a checkpoint, to the exported model; however it ends, there is a report of what was done.
 
         Raises:
             Stopped: on request.
             PoolFailed, StalledError, ChecksFailed, EvaluationFailed, RayError: the run cannot go on; the message says why.
         """
+        try:
+            await self._run()
+        finally:
+            self._recorder.report()
+
+    async def _run(self) -> None:
         checkpoint = self._checkpoints.newest()
         async with self._queue(checkpoint.state.ledger if checkpoint else None) as queue:
             serving_metrics = queue.start.remote(self._job.metrics.host)

@@ -118,8 +118,10 @@ class RunFolder:
             ) from error
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics and samples of steps after `step`: their history did not end in the weights resumed from."""
+        """Drop the metrics and samples of steps after `step`: their history did not end in the weights resumed from. And the
+        summary: the run goes on."""
         self._close_writers()
+        self.summary.unlink(missing_ok=True)
         kept = [record for record in self.read_metrics() if record.step <= step]
         atomic_write(self.metrics, b"".join(_line(record) for record in kept))
         kept_samples = [record for record in self.read_samples() if record.step <= step]

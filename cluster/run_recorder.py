@@ -17,6 +17,7 @@ from headrace.cluster.display import Display
 from headrace.cluster.evaluation import EvaluationResult, evaluation_record, gain, sample_records
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.memory import tree_pss_bytes
+from headrace.cluster.pool import first_line
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch
@@ -217,12 +218,19 @@ class RunRecorder:
         return self._folder.read_evaluations(EvaluationResult)
 
     def finish(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
-        """Write summary and report."""
+        """Write the summary."""
         summary = self._summary(results, step, model)
         self._folder.write_summary(summary)
-        write_report(self._folder.path)
         self.summary = summary
         return summary
+
+    def report(self) -> None:
+        """Write `report.html` from what there is by now. A failure of that is told and no more: the run's own end counts."""
+        try:
+            write_report(self._folder.path)
+        except Exception as error:  # a full disk, a damaged line, a mistake in the page: told, with its trace
+            log.error("report_failed", exc_info=True)
+            self.event(f"report.html is not written: {type(error).__name__}: {first_line(error)}")
 
     def _summary(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
         scores = {record.label: Scores(record.sampled, record.greedy) for record in self._evaluations}

@@ -108,7 +108,9 @@ def test_rewind_drops_what_came_after_the_resumed_step(folder: RunFolder) -> Non
     for number in (1, 2, 3):
         folder.append_metrics(step_record(number))
         folder.append_samples([sample(number)])
+    folder.write_summary(summary())
     folder.rewind(2)
+    assert folder.read_summary() is None
     folder.append_metrics(step_record(3, reward_mean=0.9))
     assert folder.read_metrics() == [
         evaluation_record("warm", 0),

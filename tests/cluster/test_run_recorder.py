@@ -195,6 +195,7 @@ def test_where_memory_is_not_measured_neither_report_nor_display_names_it(proces
     for joined, named in ((False, True), (True, False)):
         recorder = process(2**30, 1, None, joined=joined)
         recorder.finish({}, 0, "model")
+        recorder.report()
         summary = recorder.summary
         assert summary is not None
         assert ("peak memory" in recorder._folder.report.read_text()) == named

@@ -1,0 +1,70 @@
+"""How a run ends, whatever it does before."""
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from headrace.cluster.controller import Controller
+from headrace.cluster.display import PlainDisplay
+from headrace.cluster.job_file import load_job
+from headrace.cluster.pool import PoolFailed
+from headrace.cluster.prompt_source import PromptFormat
+from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.waits import Stopped
+from tests.factories import step_record
+
+
+class OneStep(Controller):
+    """A run that ends in `error` after its first step."""
+
+    def __init__(self, job: Any, folder: RunFolder, recorder: RunRecorder, error: Exception) -> None:
+        prepared: Any = SimpleNamespace(job=job, held_out=None)
+        fleet: Any = None
+        super().__init__(prepared, fleet, folder, recorder)
+        self._error = error
+
+    async def _run(self) -> None:
+        self._recorder.step(step_record(1))
+        raise self._error
+
+
+class Run:
+    def __init__(self, job: Any, path: Any) -> None:
+        self.job = job
+        self.folder = RunFolder(path)
+        self.folder.create()
+        self.folder.write_job("")
+        self.output = io.StringIO()
+        display = PlainDisplay(Console(file=self.output, width=1000), lambda: 0.0)
+        self.recorder = RunRecorder(job, self.folder, display, PromptFormat("prompt", None, False), None, 0.0)
+
+    async def end_in(self, error: Exception) -> None:
+        await OneStep(self.job, self.folder, self.recorder, error).run()
+
+
+@pytest.fixture
+def run(letters_job) -> Run:
+    return Run(load_job(letters_job), letters_job.parent / "run")
+
+
+@pytest.mark.parametrize("error", [Stopped(), PoolFailed("the rollout pool has no members left")])
+async def test_a_run_that_stops_or_fails_leaves_a_report_of_what_it_did(run, error):
+    with pytest.raises(type(error)):
+        await run.end_in(error)
+    page = run.folder.report.read_text()
+    assert "reward, last step" in page
+    assert "report.html" not in run.output.getvalue()
+
+
+async def test_a_report_that_cannot_be_written_does_not_hide_how_the_run_ended(run):
+    with run.folder.samples.open("ab") as samples:
+        samples.write(b"{}\n")
+    with pytest.raises(PoolFailed, match="no members left"):
+        await run.end_in(PoolFailed("the rollout pool has no members left"))
+    assert not run.folder.report.exists()
+    assert "report.html is not written: UserError: " in run.output.getvalue()
+    assert "samples.jsonl:1: not a record" in run.output.getvalue()

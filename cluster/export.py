@@ -1,18 +1,15 @@
-"""From a checkpoint to a Hugging Face folder, without a cluster: one learner rank in this process."""
+"""From a checkpoint to a Hugging Face folder, without a cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from headrace.actors.weight_sync.transport import free_port
 from headrace.cluster.base_model import resolve_base_model
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.job_file import load_job
 from headrace.cluster.run_folder import RunFolder
-from headrace.learner.rank import LearnerRank
-from headrace.learner.settings import LearnerSettings
+from headrace.learner.checkpoint import export_checkpoint
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.telemetry import LOOPBACK
 
 
 def export_run(run: RunFolder, output: Path) -> int:
@@ -29,20 +26,10 @@ def export_run(run: RunFolder, output: Path) -> int:
     checkpoint = CheckpointStore(run.checkpoints, job.checkpoint.keep).newest()
     if checkpoint is None:
         raise UserError(f"{run.path}: has no complete checkpoint yet")
-    rank = LearnerRank(
-        LearnerSettings(
-            model=resolve_base_model(job.model.base),
-            total_steps=job.job.steps,
-            serving_dtype=job.rollout.dtype,
-            dithered_rounding=job.weight_sync.rounding == "dithered",
-        ),
-        rank=0,
-        world_size=1,
+    return export_checkpoint(
+        checkpoint.learner,
+        output,
+        base=resolve_base_model(job.model.base),
+        dtype=job.rollout.dtype,
+        dithered=job.weight_sync.rounding == "dithered",
     )
-    rank.setup(LOOPBACK, free_port(LOOPBACK))
-    try:
-        step = rank.load(checkpoint.learner)
-        rank.export(output)
-    finally:
-        rank.close()
-    return step

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import AdamW
 
-from headrace.learner.policy import Policy
+from headrace.learner.policy import Policy, load_policy
 from headrace.learner.settings import torch_dtype
 from headrace.verifiers.errors import UserError
 
@@ -67,11 +68,7 @@ def load(
     Raises:
         UserError: no complete checkpoint in `folder`, or one of another model, or none of the reference policy.
     """
-    try:
-        metadata = FileSystemReader(folder).read_metadata()
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no complete learner checkpoint there (.metadata is missing)") from error
-    held = metadata.state_dict_metadata
+    held = _metadata(folder).state_dict_metadata
     if reference is not None and not any(name.startswith("reference.") for name in held):
         raise UserError(
             f"{folder}: the checkpoint has no reference policy: algorithm.kl_coef was 0 when it was written"
@@ -81,11 +78,7 @@ def load(
     state["step"] = 0
     if any(name.startswith(f"{key}.") for name in held):
         state[key] = random_state()
-    try:
-        load_distributed(state, checkpoint_id=folder)
-    except CheckpointException as error:
-        reason = next(iter(error.failures.values()))[0]
-        raise UserError(f"{folder}: the checkpoint is not this model's: {reason}") from error
+    _read(state, folder)
     set_state_dict(policy, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     if reference is not None:
         set_model_state_dict(reference, state["reference"])
@@ -95,6 +88,38 @@ def load(
     else:
         torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
     return step
+
+
+def load_weights(folder: Path, policy: Policy) -> int:
+    """Of what `save` wrote, the weights and nothing else, into a policy that need not be sharded; the step.
+
+    Raises:
+        UserError: no complete checkpoint in `folder`, or one of another model.
+    """
+    _metadata(folder)
+    state = {"model": get_model_state_dict(policy), "step": 0}
+    with warnings.catch_warnings():
+        # As it is meant to be, where nothing is sharded.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        _read(state, folder)
+    set_model_state_dict(policy, state["model"])
+    return state["step"]
+
+
+def _metadata(folder: Path) -> Metadata:
+    try:
+        return FileSystemReader(folder).read_metadata()
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no complete learner checkpoint there (.metadata is missing)") from error
+
+
+def _read(state: dict[str, Any], folder: Path) -> None:
+    """Fill `state` in place with what the checkpoint has under the same names."""
+    try:
+        load_distributed(state, checkpoint_id=folder)
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f"{folder}: the checkpoint is not this model's: {reason}") from error
 
 
 def _state(policy: Policy, optimizer: AdamW, reference: Policy | None) -> dict[str, Any]:
@@ -118,15 +143,27 @@ def set_random_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def export(
-    folder: Path, tensors: Callable[[torch.dtype], Iterator[tuple[str, Tensor]]], *, base: str, dtype: str, rank: int
-) -> None:
-    """Write the model as a Hugging Face folder. Collective: every rank gathers, rank 0 writes, all return together.
+def export_checkpoint(folder: Path, output: Path, *, base: str, dtype: str, dithered: bool) -> int:
+    """From what `save` wrote in `folder` to a Hugging Face folder in `dtype`, without other ranks; the step it was written
+    after. It holds the weights once in float32 and once in `dtype`; the optimizer's state is not read.
+
+    Raises:
+        UserError: no complete checkpoint in `folder`, or one of another model; or the base model cannot be loaded.
+    """
+    policy = load_policy(base, head_chunk_tokens=1)  # the head computes nothing here
+    step = load_weights(folder, policy)
+    tensors = policy.served_tensors(torch_dtype(dtype, "rollout.dtype"), dithered=dithered)
+    export(output, tensors, base=base, dtype=dtype, rank=0)
+    return step
+
+
+def export(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, base: str, dtype: str, rank: int) -> None:
+    """Write the model as a Hugging Face folder. Every rank iterates over `tensors`, which gathers them; rank 0 writes.
 
     `config.json` is written last: a folder that has one is whole.
     """
     state: dict[str, Tensor] = {}
-    for name, tensor in tensors(torch_dtype(dtype, "rollout.dtype")):
+    for name, tensor in tensors:
         if rank == 0:
             # Gathered over ranks that divide it unevenly, a tensor is a view into a padded buffer, which cannot be saved.
             state[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -144,7 +181,6 @@ def export(
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    dist.barrier()
 
 
 def model_files(name: str) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -19,6 +20,7 @@ from headrace.learner.attention import IMPLEMENTATION
 from headrace.learner.head import HeadWeights, TokenLoss, token_logprobs, token_loss
 from headrace.learner.matmul import use_onednn
 from headrace.learner.packing import Branch, Document, Pack, pack_documents
+from headrace.learner.rounding import to_serving_dtype
 from headrace.verifiers.errors import UserError
 
 CHECK_TOLERANCE = 1e-3  # nats, in float32
@@ -67,6 +69,17 @@ class Policy(nn.Module):
         for name, buffer in self.model.named_buffers():
             if name in persistent:
                 yield name, buffer
+
+    def served_tensors(self, dtype: torch.dtype, *, dithered: bool) -> Iterator[tuple[str, Tensor]]:
+        """The whole tensors by Hugging Face name, in `dtype`, on their device; a tied head is left out.
+
+        Collective where the policy is sharded: every rank iterates to the end. A tensor may share memory with the live
+        weights when `dtype` is theirs: copy what is kept beyond the next step.
+        """
+        for name, tensor in self.named_tensors():
+            data = tensor.detach()
+            whole = data.full_tensor() if isinstance(data, DTensor) else data
+            yield name, to_serving_dtype(name, whole, dtype, dithered=dithered)
 
 
 def load_policy(name: str, *, head_chunk_tokens: int, activation_checkpointing: bool = False) -> Policy:

@@ -29,8 +29,7 @@ from headrace.learner.losses import LOSSES, LossInputs, LossOptions, LossSums
 from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
 from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
 from headrace.learner.policy import Policy, load_policy
-from headrace.learner.rounding import to_serving_dtype
-from headrace.learner.settings import LearnerSettings
+from headrace.learner.settings import LearnerSettings, torch_dtype
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
 from headrace.verifiers.records import LEARNER_PHASES, Group
 
@@ -202,15 +201,8 @@ class LearnerRank:
         return [[next(remaining) for _ in sequence[1:]] for sequence in sequences]
 
     def named_full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """The policy's whole tensors by Hugging Face name, in `dtype`, on this rank's device; a tied head is left out.
-
-        Every rank iterates to the end. A tensor may share memory with the live weights when `dtype` is theirs: copy what
-        is kept beyond the next step.
-        """
-        for name, tensor in self.policy.named_tensors():
-            data = tensor.detach()
-            whole = data.full_tensor() if isinstance(data, DTensor) else data
-            yield name, to_serving_dtype(name, whole, dtype, dithered=self.settings.dithered_rounding)
+        """`Policy.served_tensors`, rounded as the settings say."""
+        return self.policy.served_tensors(dtype, dithered=self.settings.dithered_rounding)
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, reference policy, random state and step; any world size can `load` it."""
@@ -232,9 +224,9 @@ class LearnerRank:
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder in the serving dtype: weights (safetensors), configuration, tokenizer files."""
         settings = self.settings
-        checkpoint.export(
-            folder, self.named_full_tensors, base=settings.model, dtype=settings.serving_dtype, rank=self.rank
-        )
+        tensors = self.named_full_tensors(torch_dtype(settings.serving_dtype, "rollout.dtype"))
+        checkpoint.export(folder, tensors, base=settings.model, dtype=settings.serving_dtype, rank=self.rank)
+        dist.barrier()
 
     def close(self) -> None:
         """Leave the process group; not collective, so that it also works when another rank is gone."""

@@ -3,15 +3,19 @@
 import importlib.util
 import json
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from headrace.learner import rank as rank_module
 from headrace.learner.advantages import group_advantages
+from headrace.learner.checkpoint import export_checkpoint
 from headrace.learner.losses import LossOptions
 from headrace.learner.policy import Policy, load_policy
 from headrace.learner.rank import LearnerRank
@@ -287,6 +291,41 @@ def test_exported_model_loads_in_transformers_with_equal_logits(
         logprobs = torch.log_softmax(exported(input_ids=ids[None]).logits[0, :-1], -1)
         assert expected == pytest.approx(logprobs.gather(-1, ids[1:, None])[:, 0].tolist(), abs=1e-4)
     assert (tmp_path / "model" / "tokenizer_config.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_checkpoint_is_exported_as_its_rank_exports_it_and_only_its_weights_are_read(
+    dtype: str, qwen_folder: Path, free_port: int, tmp_path: Path
+):
+    checkpoint = tmp_path / "checkpoint"
+    rank = start(scenario.settings_for(qwen_folder, serving_dtype=dtype, loss=scenario.WITH_REFERENCE), free_port)
+    rank.train_step(scenario.random_groups(1), 1)
+    rank.save(checkpoint)
+    rank.export(tmp_path / "by the rank")
+    damage(checkpoint, ("optimizer.", "reference.", "rng."))
+    with pytest.raises((CheckpointException, UserError)):
+        rank.load(checkpoint)
+    rank.close()
+    output = tmp_path / "alone"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a user would see it
+        step = export_checkpoint(checkpoint, output, base=str(qwen_folder), dtype=dtype, dithered=True)
+    assert step == 1
+    expected, found = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (tmp_path / "by the rank", output)
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert next(iter(found.values())).dtype == getattr(torch, dtype)
+
+
+def damage(checkpoint: Path, prefixes: tuple[str, ...]) -> None:
+    """Overwrite what a checkpoint holds under names that begin so."""
+    for index, place in FileSystemReader(checkpoint).read_metadata().storage_data.items():
+        if index.fqn.startswith(prefixes):
+            with (checkpoint / place.relative_path).open("r+b") as file:
+                file.seek(place.offset)
+                file.write(b"\xff" * place.length)
 
 
 def test_exported_config_names_the_serving_dtype_and_others_may_read_it(rank: LearnerRank, tmp_path: Path):

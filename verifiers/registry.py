@@ -14,8 +14,8 @@ from pathlib import Path
 from headrace.verifiers.base import Verifier, VerifierSpec, nearest
 from headrace.verifiers.code import CodeVerifier
 from headrace.verifiers.composition import AllOf, ByRow, Composite, FirstApplicable, WeightedSum
-from headrace.verifiers.database import DatabaseVerifier
-from headrace.verifiers.entities import EntitiesVerifier
+from headrace.verifiers.database.verifier import DatabaseVerifier
+from headrace.verifiers.entities.verifier import EntitiesVerifier
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.function import CallableVerifier
 from headrace.verifiers.instructions import InstructionsVerifier

@@ -379,5 +379,4 @@ def group_numbers(group: Group) -> GroupNumbers:
         passed=sum(c.counts and c.verdict.kind is VerdictKind.PASS for c in group.completions),
         stop_reasons=[completion.stop_reason for completion in group.completions],
         generate_seconds=max(completion.generate_seconds for completion in group.completions),
-        verify_seconds=max(completion.verify_seconds for completion in group.completions),
     )

@@ -63,7 +63,6 @@ def group_numbers(prompt_id: str = "0:0", rewards: tuple[float, ...] = (0.0, 1.0
         passed=0,
         stop_reasons=[StopReason.STOP] * len(rewards),
         generate_seconds=1.0,
-        verify_seconds=0.1,
     )
     return msgspec.structs.replace(numbers, **changes)
 

@@ -140,7 +140,6 @@ class GroupNumbers(msgspec.Struct, frozen=True):
     passed: int  # samples whose verdict is pass
     stop_reasons: list[StopReason]  # [group_size]
     generate_seconds: float
-    verify_seconds: float
 
     @property
     def scored(self) -> list[float]:

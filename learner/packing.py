@@ -20,9 +20,6 @@ from torch import Tensor
 from headrace.learner.advantages import group_advantages
 from headrace.verifiers.records import Group
 
-PREFIX = 0  # document id of what all documents of a pack share
-PROMPT = 0  # branch id of a prompt
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -70,8 +67,6 @@ class Pack:
 
     token_ids: Int[Tensor, " tokens"]
     positions: Int[Tensor, " tokens"]
-    documents: Int[Tensor, " tokens"]
-    branches: Int[Tensor, " tokens"]
     blocks: tuple[AttentionBlock, ...]
     predictors: Int[Tensor, " responses"]  # place in the pack of the token whose hidden state predicts the target
     targets: Int[Tensor, " responses"]
@@ -179,25 +174,23 @@ def build_pack(documents: Sequence[Document]) -> Pack:
     """One pack of these documents."""
     prefix = shared_prefix(documents)
     layout = _Layout()
-    layout.append(documents[0].prompt[:prefix], position=0, document=PREFIX, branch=PROMPT)
+    layout.append(documents[0].prompt[:prefix], position=0)
     cuts: list[list[int]] = []
-    for number, document in enumerate(documents, start=1):
+    for document in documents:
         length = len(document.prompt)
         inner = [len(layout.token_ids)]
-        layout.append(document.prompt[prefix:], position=prefix, document=number, branch=PROMPT)
+        layout.append(document.prompt[prefix:], position=prefix)
         last_of_prompt = len(layout.token_ids) - 1
         inner.append(len(layout.token_ids))
-        for index, branch in enumerate(document.branches, start=1):
+        for branch in document.branches:
             start = len(layout.token_ids)
-            layout.append(branch.token_ids[:-1], position=length, document=number, branch=index)
+            layout.append(branch.token_ids[:-1], position=length)
             layout.train(branch, [last_of_prompt, *range(start, len(layout.token_ids))], document.temperature)
             inner.append(len(layout.token_ids))
         cuts.append(inner)
     return Pack(
         token_ids=torch.tensor(layout.token_ids),
         positions=torch.tensor(layout.positions),
-        documents=torch.tensor(layout.documents),
-        branches=torch.tensor(layout.branches),
         blocks=attention_blocks(prefix, cuts),
         predictors=torch.tensor(layout.predictors),
         targets=torch.tensor(layout.targets),
@@ -205,15 +198,6 @@ def build_pack(documents: Sequence[Document]) -> Pack:
         advantages=torch.tensor(layout.advantages, dtype=torch.float32),
         temperatures=torch.tensor(layout.temperatures, dtype=torch.float32),
     )
-
-
-def attention_mask(pack: Pack) -> Bool[Tensor, "tokens tokens"]:
-    """Which tokens (columns) each token (row) sees: what came before it on its own path. `blocks` computes it in parts."""
-    place = torch.arange(len(pack.token_ids), device=pack.token_ids.device)
-    before = place[None] <= place[:, None]
-    same_document = (pack.documents[None] == PREFIX) | (pack.documents[None] == pack.documents[:, None])
-    same_branch = (pack.branches[None] == PROMPT) | (pack.branches[None] == pack.branches[:, None])
-    return before & same_document & same_branch
 
 
 def attention_blocks(prefix: int, cuts: list[list[int]]) -> tuple[AttentionBlock, ...]:
@@ -245,19 +229,15 @@ class _Layout:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.positions: list[int] = []
-        self.documents: list[int] = []
-        self.branches: list[int] = []
         self.predictors: list[int] = []
         self.targets: list[int] = []
         self.old_logprobs: list[float] = []
         self.advantages: list[float] = []
         self.temperatures: list[float] = []
 
-    def append(self, token_ids: list[int], *, position: int, document: int, branch: int) -> None:
+    def append(self, token_ids: list[int], *, position: int) -> None:
         self.token_ids.extend(token_ids)
         self.positions.extend(range(position, position + len(token_ids)))
-        self.documents.extend([document] * len(token_ids))
-        self.branches.extend([branch] * len(token_ids))
 
     def train(self, branch: Branch, predictors: list[int], temperature: float) -> None:
         self.predictors.extend(predictors)

@@ -33,6 +33,8 @@ from headrace.learner.settings import LearnerSettings, torch_dtype
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
 from headrace.verifiers.records import LEARNER_PHASES, Group
 
+COLLECTIVE_SECONDS = 600.0  # for each collective: a rank that waits longer ends with an error
+
 
 class StepMetrics(msgspec.Struct, frozen=True):
     """One optimizer step. All values but the last two are those of the whole batch, the same on every rank.
@@ -50,11 +52,9 @@ class StepMetrics(msgspec.Struct, frozen=True):
     tis_truncated_share: float
     effective_sample_share: float  # (sum of weights)^2 / (tokens * sum of squared weights), in (0, 1]
     entropy: float  # nats a token
-    trained_tokens: int  # response tokens that the loss is a mean over
-    gradient_tokens: int  # of these, the ones whose groups had a gradient: the other means are over them
+    trained_tokens: int  # response tokens that the loss is a mean over; the others are over those with a gradient
     groups_without_gradient: int  # these did not go through the model
     learner_tokens: int  # tokens that went through the forward pass
-    passes: int  # forward passes of each rank
     rank_tokens: int  # this rank's share of learner_tokens
     phases: dict[str, float]  # this rank's seconds: pack, forward, backward, optimizer
 
@@ -79,7 +79,7 @@ class LearnerRank:
 
         Raises:
             UserError: the model cannot be loaded or trained here.
-            torch.distributed.DistStoreError: not all ranks came within `timeout_seconds`.
+            torch.distributed.DistStoreError: not all ranks came within COLLECTIVE_SECONDS.
         """
         settings = self.settings
         compute_dtype = settings.compute_dtype
@@ -92,7 +92,7 @@ class LearnerRank:
             init_method=f"tcp://{store_host}:{store_port}",
             rank=self.rank,
             world_size=self.world_size,
-            timeout=timedelta(seconds=settings.timeout_seconds),
+            timeout=timedelta(seconds=COLLECTIVE_SECONDS),
         )
         mesh = init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("shard",))
         torch.manual_seed(settings.seed)
@@ -146,7 +146,7 @@ class LearnerRank:
             grad_norm = self._optimizer_step(self.optimizer, learning_rate) if passes else 0.0
         self.step = step
         skipped = len(groups) - len(batch.documents)
-        return self._metrics(sums, packs, skipped, grad_norm, learning_rate, trained_tokens, passes, phases)
+        return self._metrics(sums, packs, skipped, grad_norm, learning_rate, trained_tokens, phases)
 
     def supervised_step(self, examples: list[SupervisedExample], learning_rate: float) -> float:
         """One step of cross-entropy on all ranks' examples together; the loss before it, in nats a completion token.
@@ -294,7 +294,6 @@ class LearnerRank:
         grad_norm: float,
         learning_rate: float,
         trained_tokens: int,
-        passes: int,
         phases: dict[str, float],
     ) -> StepMetrics:
         rank_tokens = sum(len(pack.token_ids) for pack in packs)
@@ -317,10 +316,8 @@ class LearnerRank:
             effective_sample_share=float(total.weights) ** 2 / (tokens * squares) if squares else 1.0,
             entropy=float(total.entropy) / tokens,
             trained_tokens=trained_tokens,
-            gradient_tokens=int(total.tokens),
             groups_without_gradient=int(without_gradient),
             learner_tokens=int(learner_tokens),
-            passes=passes,
             rank_tokens=rank_tokens,
             phases=phases,
         )

@@ -37,11 +37,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_per_pack: int = 2048
     head_chunk_tokens: int = 1024
     activation_checkpointing: bool = False
-    keep_gathered: bool | None = None
-    """Keep the gathered weights and the unreduced gradients of a step until it ends, so that its packs cost one gather and
-    one reduction together: faster, for a full copy of both in memory. Default: on a CPU yes, on a GPU no."""
     threads: int | None = None  # torch threads on a CPU; None: as the process has them (`worker.py` sets its share)
-    timeout_seconds: float = 600.0  # for each collective: a rank that waits longer ends with an error
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -57,7 +53,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def gathers_once(self) -> bool:
-        return self.device == "cpu" if self.keep_gathered is None else self.keep_gathered
+        """Whether the gathered weights and the unreduced gradients of a step are kept until it ends, so that its packs cost
+        one gather and one reduction together: faster, for a full copy of both in memory, which a GPU has no room for."""
+        return self.device == "cpu"
 
 
 def torch_dtype(name: str, key: str) -> torch.dtype:

@@ -27,10 +27,8 @@ METRICS = StepMetrics(
     effective_sample_share=0.9,
     entropy=2.0,
     trained_tokens=20,
-    gradient_tokens=10,
     groups_without_gradient=1,
     learner_tokens=40,
-    passes=1,
     rank_tokens=30,
     phases={"pack": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 0.3},
 )
@@ -108,7 +106,7 @@ def test_truncated_samples_are_those_that_ended_by_length():
 def test_what_the_learner_and_the_queue_say_is_taken_over_and_can_be_written():
     record = step_record(5, batch([numbers([0, 1])]), REPORT, times(), 60.0)
     for field in METRICS.__struct_fields__:
-        if field not in ("phases", "trained_tokens", "gradient_tokens", "passes", "rank_tokens"):
+        if field not in ("phases", "trained_tokens", "rank_tokens"):
             assert getattr(record, field) == getattr(METRICS, field), field
     assert (record.queue_ready, record.queue_leased, record.elapsed_seconds) == (3, 7, 60.0)
     assert msgspec.json.decode(msgspec.json.encode(record), type=type(record)) == record

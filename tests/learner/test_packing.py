@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from headrace.learner.packing import (
     Branch,
     Document,
-    attention_mask,
     documents_of,
     pack_documents,
     packed_length,
@@ -47,11 +46,18 @@ def group(*completions: Completion) -> Group:
     return Group(Prompt(0, 0, [1, 2], {}), list(completions), "generator-0", Sampling(8, temperature=0.5))
 
 
-def path(pack, place: int) -> list[int]:
-    """The tokens that a token of the pack sees, itself last, in the order of their positions."""
-    seen = attention_mask(pack)[place].nonzero()[:, 0]
-    assert pack.positions[seen].tolist() == list(range(len(seen))), "each position of the path exactly once"
-    return pack.token_ids[seen].tolist()
+def places_seen(pack) -> list[list[int]]:
+    """For each token of the pack, the places that its block lets it see, itself last."""
+    starts = torch.tensor([0, *(block.length for block in pack.blocks)]).cumsum(0).tolist()
+    assert starts[-1] == len(pack.token_ids)
+    seen: list[list[int]] = []
+    for index, block in enumerate(pack.blocks):
+        keys = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in (*block.ancestors, index)])
+        mask = block.mask
+        if mask is None:
+            mask = torch.ones(block.length, block.length, dtype=torch.bool).tril()
+        seen.extend(keys[row].tolist() for row in mask)
+    return seen
 
 
 @given(plain_documents, st.integers(1, 60))
@@ -66,8 +72,11 @@ def test_every_trained_token_is_predicted_exactly_once_from_its_own_history(plai
                 expected[history, token, round(branch.advantage, 5)] += 1
     found: Counter = Counter()
     for pack in pack_documents(items, limit):
+        seen = places_seen(pack)
         for place, target, advantage in zip(pack.predictors, pack.targets, pack.advantages, strict=True):
-            found[tuple(path(pack, int(place))), int(target), round(float(advantage), 5)] += 1
+            path = seen[int(place)]
+            assert pack.positions[path].tolist() == list(range(len(path))), "each position of the path exactly once"
+            found[tuple(pack.token_ids[path].tolist()), int(target), round(float(advantage), 5)] += 1
     # Advantages pass through float32: compare what they are attached to, then their sums.
     assert sum(found.values()) == sum(expected.values())
     assert Counter({key[:2]: 0 for key in found}).keys() == Counter({key[:2]: 0 for key in expected}).keys()
@@ -89,19 +98,15 @@ def test_packs_keep_the_limit_unless_one_sample_alone_is_larger(plain: Plain, li
 
 @given(plain_documents, st.integers(1, 60))
 @settings(max_examples=60, deadline=None)
-def test_blocks_compute_exactly_the_mask(plain: Plain, limit: int):
-    items = build(plain)
-    for pack in pack_documents(items, limit):
-        starts = torch.tensor([0, *(block.length for block in pack.blocks)]).cumsum(0).tolist()
-        assert starts[-1] == len(pack.token_ids)
-        assembled = torch.zeros(len(pack.token_ids), len(pack.token_ids), dtype=torch.bool)
-        for index, block in enumerate(pack.blocks):
-            seen = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in (*block.ancestors, index)])
-            mask = block.mask
-            if mask is None:
-                mask = torch.ones(block.length, block.length, dtype=torch.bool).tril()
-            assembled[starts[index] : starts[index + 1], seen] = mask
-        assert assembled.equal(attention_mask(pack))
+def test_every_token_sees_its_own_path_and_nothing_else(plain: Plain, limit: int):
+    """With the test above: what a predictor sees is its history, and so is what each token on the way to it sees."""
+    for pack in pack_documents(build(plain), limit):
+        seen = places_seen(pack)
+        paths = [seen[int(place)] for place in pack.predictors]
+        assert {place for path in paths for place in path} == set(range(len(pack.token_ids)))
+        for path in paths:
+            for index, place in enumerate(path, start=1):
+                assert seen[place] == path[:index]
 
 
 def test_documents_attend_sample_by_sample():

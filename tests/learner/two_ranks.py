@@ -92,8 +92,7 @@ def comparable(metrics: StepMetrics) -> dict[str, float]:
     """The values that may not depend on how the groups are spread."""
     names = (
         "step", "loss", "grad_norm", "learning_rate", "kl", "mismatch_kl", "clip_share", "tis_truncated_share",
-        "effective_sample_share", "entropy", "trained_tokens", "gradient_tokens",
-        "groups_without_gradient",
+        "effective_sample_share", "entropy", "trained_tokens", "groups_without_gradient",
     )  # fmt: skip
     return {name: getattr(metrics, name) for name in names}
 

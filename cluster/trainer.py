@@ -86,8 +86,8 @@ def run_job(
         ):
             folder.create(resume=resume)
             telemetry.configure_logging(job.job.name, "controller", folder.logs / "controller.jsonl")
+            folder.write_data(prepared.data)  # before the job, which makes the folder a run's
             folder.write_job(dump_job(job))
-            folder.write_data(prepared.data)
             checkpoint = CheckpointStore(folder.checkpoints, job.checkpoint.keep).newest()
             if before and checkpoint and (bent := schedule_notice(before, job, checkpoint.state.step)):
                 log.info("event", line=bent)

@@ -58,7 +58,7 @@ setgroups capset capget setrlimit seccomp landlock_restrict_self
 SERVER_PRIVILEGED = "unshare setns mount umount2"
 """The same, of which a run that tries is ended."""
 ATTACKS = """
-socket connect bind listen accept accept4 ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp keyctl
+connect bind listen accept accept4 ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp keyctl
 add_key request_key move_mount fsopen fsconfig fsmount fspick open_tree mount_setattr pivot_root chroot bpf perf_event_open
 userfaultfd io_uring_setup io_uring_enter io_uring_register open_by_handle_at name_to_handle_at fanotify_init kexec_load
 kexec_file_load init_module finit_module delete_module quotactl reboot swapon swapoff acct iopl ioperm syslog lookup_dcookie
@@ -193,6 +193,8 @@ def _packed(instructions: Sequence[Instruction]) -> bytes:
 
 
 _SHARED_CONDITIONS: dict[str, list[Instruction]] = {
+    # The C library asks a name service on a socket of this machine who a user is, and does without when it gets none.
+    "socket": [_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _answer(KILL), _answer(refuse(errno.EPERM))],
     # Its flags lie in memory, where no filter sees them; the C library then takes clone.
     "clone3": [_answer(refuse(errno.ENOSYS))],
     "ioctl": [_argument(1), *_one_of(_TERMINAL_QUESTIONS, _answer(ALLOW)), _answer(refuse(errno.EPERM))],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.verifiers.sandbox import seccomp, syscalls
 
 EPERM, ENOSYS = seccomp.refuse(errno.EPERM), seccomp.refuse(errno.ENOSYS)
-CONDITIONAL = "clone prctl prlimit64 tgkill ioctl fcntl socketpair sendto getsockopt open openat"
+CONDITIONAL = "clone prctl prlimit64 tgkill ioctl fcntl socketpair sendto getsockopt open openat socket"
 PLANS = [(False, True), (False, False), (True, True)]  # other programs, files of its own
 U64 = st.integers(0, 2**64 - 1)
 
@@ -130,6 +130,8 @@ def test_limits_are_read_and_not_set(machine):
 
 def test_pairs_are_of_streams_and_speak_to_each_other(machine):
     assert of_a_run("socketpair", 1, 1 | 0o2000000) == seccomp.ALLOW
+    assert of_a_run("socket", 2, 1) == of_a_run("socket", 16, 3) == seccomp.KILL
+    assert of_a_run("socket", 1, 1) == EPERM
     assert of_a_run("socketpair", 1, 2) == EPERM
     assert of_a_run("socketpair", 2, 1) == seccomp.KILL
     assert of_a_run("sendto", 3, 0x7000, 5, 0, 0, 0) == seccomp.ALLOW

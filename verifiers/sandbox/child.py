@@ -268,7 +268,7 @@ class _Candidate:
 def _change(argument: Any, now: Any) -> None:
     if type(argument) is list and type(now) is list:
         argument[:] = now
-    elif type(argument) is type(now) and type(now) in (dict, set):
+    elif (type(argument) is dict and type(now) is dict) or (type(argument) is set and type(now) is set):
         argument.clear()
         argument.update(now)
 

@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from headrace.actors.this_node import this_node
-from headrace.actors.weight_sync.sender import Sent, WeightSender
+from headrace.actors.weight_sync.sender import WeightSender
 from headrace.actors.weight_sync.transport import GroupAddress, dtype_of, free_port
 from headrace.learner.rank import LearnerRank, StepMetrics
 from headrace.learner.settings import LearnerSettings
@@ -150,8 +150,8 @@ class LearnerWorker:
         return self._own_sender().open_group(world_size)
 
     @ray.method(concurrency_group="transfer")
-    def send(self) -> Sent:
-        """Rank 0 only: broadcast the snapshot. Raises RuntimeError when a member is lost."""
+    def send(self) -> str:
+        """Rank 0 only: broadcast the snapshot; the digest of its bytes. Raises RuntimeError when a member is lost."""
         return self._own_sender().send()
 
     def _own_sender(self) -> WeightSender:

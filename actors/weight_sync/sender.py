@@ -7,23 +7,14 @@ snapshot waits for the transfers of the old one, which is what keeps a late join
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
 
-import msgspec
 import torch
 from torch.distributed import TCPStore
 
 from headrace.actors.weight_sync import transport
 from headrace.actors.weight_sync.transport import Group, GroupAddress, Layout
 from headrace.verifiers.records import WeightManifest, WeightTensor
-
-
-class Sent(msgspec.Struct, frozen=True):
-    """A transfer that ended well."""
-
-    seconds: float
-    checksum: str  # of the bytes that were sent; see `transport.checksum`
 
 
 class WeightSender:
@@ -82,9 +73,9 @@ class WeightSender:
         )
         return self._address
 
-    def send(self) -> Sent:
-        """Broadcast the snapshot to the epoch's members, and digest it while they digest what they received. Call it in a
-        thread.
+    def send(self) -> str:
+        """Broadcast the snapshot to the epoch's members, and digest it while they digest what they received; the digest
+        (`transport.checksum`). Call it in a thread.
 
         Raises:
             RuntimeError: a member died or missed the deadline; the group is dropped, so that the members that wait in it
@@ -93,7 +84,6 @@ class WeightSender:
         with self._busy:
             if self._address is None or self._store is None:
                 raise RuntimeError("send without a group: call open_group first")
-            start = time.monotonic()
             try:
                 if self._group is None:
                     self._group = transport.make_group(self._store, self._address, 0, self._host)
@@ -103,7 +93,7 @@ class WeightSender:
                 raise
             if self._checksum is None:
                 self._checksum = transport.checksum(self._buckets)
-            return Sent(time.monotonic() - start, self._checksum)
+            return self._checksum
 
     def close_group(self) -> None:
         group, self._group, self._store, self._address = self._group, None, None, None

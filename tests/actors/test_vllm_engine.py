@@ -60,7 +60,7 @@ class Setup:
         while (status := (await self.engine.staging())[0]).state is StagingState.RECEIVING:
             await asyncio.sleep(0.01)
         assert status.state is StagingState.READY, status.error
-        assert status.checksum == sent.checksum
+        assert status.checksum == sent
 
     @torch.no_grad()
     def logprobs(self, sequence: list[int]) -> list[float]:

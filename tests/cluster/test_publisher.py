@@ -11,7 +11,6 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
-from headrace.actors.weight_sync.sender import Sent
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.cluster.pool import AttestationFailed, Member
 from headrace.cluster.publisher import ADMISSION_ROUNDS, WeightPublisher
@@ -60,9 +59,9 @@ class FakeSender:
         self.groups.append(world_size)
         return GroupAddress(len(self.groups), "127.0.0.1", 1, world_size, "gloo", DEADLINE)
 
-    async def _send(self) -> Sent:
+    async def _send(self) -> str:
         self.sends += 1
-        return Sent(0.0, CHECKSUM)
+        return CHECKSUM
 
 
 class FakeGenerator:

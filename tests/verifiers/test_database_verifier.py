@@ -3,6 +3,7 @@ import importlib
 import json
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def state_row(gold, **more):
 
 @pytest.fixture(scope="module")
 def sqlite():
-    verifier = DatabaseVerifier(timeout_seconds=1.0)
+    verifier = DatabaseVerifier(timeout_seconds=0.5)
     yield verifier
     verifier.close()
 
@@ -275,6 +276,12 @@ def test_a_hostile_script_fails_and_touches_no_file(sqlite, tmp_path, completion
     assert not file.exists()
 
 
+def test_time_is_limited_without_a_process_of_its_own():
+    verifier = DatabaseVerifier(sandbox=False, timeout_seconds=0.2)
+    for row in (result_row("SELECT 1"), state_row("DELETE FROM visit")):
+        assert judge(verifier, row, f"{ENDLESS} SELECT count(*) FROM r").reason == "timeout"
+
+
 def test_memory_is_limited():
     verifier = DatabaseVerifier(timeout_seconds=20, memory_bytes=128 << 20)
     sql = f"{ENDLESS} SELECT count(DISTINCT printf('%.*c', 900000 + x, 'x')) FROM r"
@@ -401,6 +408,39 @@ def test_a_hostile_script_fails_on_the_server(postgres, tmp_path_factory, comple
     assert reason == "*" or verdict.reason in reason.split("|"), verdict
 
 
+@pytest.fixture(scope="module")
+def patient(postgres_dsn):
+    """Much time and little room."""
+    verifier = DatabaseVerifier(
+        dialect="postgres", dsn=postgres_dsn, timeout_seconds=60, max_result_bytes=1 << 20, max_database_bytes=4 << 20
+    )
+    yield verifier
+    verifier.close()
+
+
+@pytest.mark.parametrize(
+    ("check", "completion"),
+    [
+        ("result", "SELECT repeat('x', 20000) FROM generate_series(1, 100)"),
+        ("result", f"{ENDLESS} SELECT count(*) FROM r"),
+        ("state", "INSERT INTO visit SELECT 1, repeat('x', 1000) || generate_series(1, 100000000)"),
+        ("state", "CREATE TEMP TABLE t AS SELECT repeat('x', 1000), generate_series(1, 100000000)"),
+        ("state", "SELECT repeat('x', 1000), generate_series(1, 100000000)"),
+    ],
+)
+def test_room_is_limited_whatever_the_time(patient, check, completion):
+    start = time.monotonic()
+    row = result_row("SELECT 1") if check == "result" else state_row("UPDATE guest SET city = 'Oslo'")
+    assert judge(patient, row, completion).reason == "too_large"
+    assert time.monotonic() - start < 30
+
+
+def test_a_huge_value_is_not_read(patient):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert judge(patient, result_row("SELECT 1"), "SELECT repeat('x', 300000000)").reason == "too_large"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # kB
+
+
 @pytest.mark.parametrize(
     "completion",
     [
@@ -476,12 +516,16 @@ def made_on(dsn):
         ).fetchall()
 
 
+def locks(dsn):
+    with psycopg.connect(dsn) as connection:
+        return connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()[0]
+
+
 def await_locks(dsn, at_most):
     """Until the server has noticed that a client is gone."""
     deadline = time.monotonic() + 10
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        while connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()[0] > at_most:
-            assert time.monotonic() < deadline
+    while locks(dsn) > at_most:
+        assert time.monotonic() < deadline
 
 
 def test_closing_leaves_nothing_on_the_server(postgres, postgres_dsn):
@@ -495,7 +539,7 @@ def test_closing_leaves_nothing_on_the_server(postgres, postgres_dsn):
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next(postgres, postgres_dsn):
-    before = len(made_on(postgres_dsn))
+    before, held = len(made_on(postgres_dsn)), locks(postgres_dsn)
     script = (
         "import os, signal, sys; from headrace.verifiers import Sample\n"
         "from headrace.verifiers.database.verifier import DatabaseVerifier\n"
@@ -506,7 +550,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(postgres, postgres_ds
     left = subprocess.run([sys.executable, "-c", script, postgres_dsn], capture_output=True, text=True, check=False)
     assert (left.returncode, left.stdout) == (-signal.SIGKILL, "match\n"), left.stderr
     assert len(made_on(postgres_dsn)) > before
-    await_locks(postgres_dsn, at_most=1)
+    await_locks(postgres_dsn, held)
     verifier = DatabaseVerifier(dialect="postgres", dsn=postgres_dsn)
     verifier.start()
     verifier.close()
@@ -574,6 +618,7 @@ def test_good_rows_have_no_fault(either):
 def test_a_setup_that_enforces_foreign_keys_does_so_for_the_completion(sqlite):
     row = {**state_row("DELETE FROM visit; DELETE FROM guest"), "setup_sql": "PRAGMA foreign_keys = ON;" + SETUP}
     assert judge(sqlite, row, "DELETE FROM guest").reason == "sql_error"
+    assert judge(sqlite, row, "PRAGMA foreign_keys = OFF; DELETE FROM guest; DELETE FROM visit").reason == "forbidden"
     assert judge(sqlite, row, "DELETE FROM visit; DELETE FROM guest").reason == "match"
 
 
@@ -645,7 +690,8 @@ def test_sameness_has_no_direction(one, other):
         (1, 1.0, True), (1, Decimal("1.00"), True), (0.1 + 0.2, 0.3, True), (0.1 + 0.2, Decimal("0.3"), True),
         (2**53, 2**53 + 1, False), (10**400, 1e308, False), (1, True, False), (0, False, False), (1, "1", False),
         ("a", b"a", False), (None, 0, False), (None, "", False), (float("nan"), float("nan"), True),
-        (1.0, 1.000001, False), (0.0, 1e-17, True), (float("inf"), float("inf"), True), (float("inf"), 1e308, False),
+        (1.0, 1.000001, False), (Decimal("1E400"), Decimal("2E400"), False),
+        (Decimal("1.10"), 1.1, True), (0.0, 1e-17, True), (float("inf"), float("inf"), True), (float("inf"), 1e308, False),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_never_the_same(found, gold, same):

@@ -48,6 +48,8 @@ DATES = [
     ("en_GB", "2026-11-20", "20/11/2026", "match"),
     ("en_GB", "2026-11-20", "11/20/2026", "not_understood"),
     ("en_US", "2026-12-01", "12/1/2026", "match"),
+    ("en_US", "2026-12-01", "12-1-2026", "match"),
+    ("en_US", "2026-12-01", "12-1", "ambiguous"),
     ("en_GB", "2026-12-01", "12/1/2026", "wrong"),
     ("de_DE", "2026-11-20", "20.11.2026", "match"),
     ("de_DE", "2026-11-20", "20.11.", "match"),
@@ -278,6 +280,9 @@ PHONES = [
     ("fr_FR", "+33123456789", "01 23 45 67 89", "match"),
     ("fr_FR", "+33123456789", "01.23.45.67.89", "match"),
     ("fr_FR", "+33123456789", "+39 06 1234 5678", "wrong"),
+    ("en_US", "+12125550123", "011 44 20 7946 0123", "wrong"),
+    ("en_US", "+12125550123", "tel. 212-555-0123", "match"),
+    ("en_US", "+12125550123", "212-555-0123 +1", "not_understood"),
 ]
 
 TEXTS = [
@@ -327,6 +332,7 @@ TEXTS = [
     ("en_US", "text", "Window seat", "window seat or aisle seat", "wrong"),
     ("en_US", "free", "Straße", "STRASSE", "match"),
     ("en_US", "text", "7", 7, "match"),
+    ("en_US", "text", "x", "...", "not_understood"),
     ("en_US", "text", "x", {"x": 1}, "wrong_kind"),
 ]
 TABLES = {"date": DATES, "time": TIMES, "datetime": DATETIMES, "party_size": PARTIES, "phone": PHONES}
@@ -498,7 +504,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
 def installed_package(tmp_path, monkeypatch):
     """A distribution with an entity type, as pip would leave it."""
     (tmp_path / "plates.py").write_text(
-        "from headrace.verifiers.entities.kinds import EntityType, NotUnderstood\n"
+        "from headrace.verifiers.entities import EntityType, NotUnderstood\n"
         "class Plate(EntityType):\n"
         "    def canonical(self, text, context):\n"
         "        plate = text.replace(' ', '').upper()\n"

@@ -16,6 +16,7 @@ from typing import Any, LiteralString, cast
 
 import msgspec
 import psycopg
+import structlog
 from psycopg.conninfo import make_conninfo
 
 from headrace.verifiers.base import printable
@@ -83,8 +84,12 @@ class PostgresServer:
         """Drop what was made, and disconnect."""
         if self._admin is None:
             return
-        with self._errors():
-            self._drop_all(self._prefix)
+        try:
+            with self._errors():
+                self._drop_all(self._prefix)
+        except EngineFault as fault:
+            # Whoever closes has no use for it, and the next start clears away what is left.
+            structlog.get_logger().warning("database_not_cleared", reason=str(fault))
         self._forget()
 
     def check(self) -> None:
@@ -109,9 +114,7 @@ class PostgresServer:
         try:
             yield Login(name, role, password)
         finally:
-            with self._errors():
-                self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-                self._run(f"DROP ROLE IF EXISTS {role}")
+            self._drop(name, role)
 
     def reader(self, database: str) -> Login:
         """A role that may read all of a database and whose session resolves no name to what others have made."""
@@ -147,6 +150,13 @@ class PostgresServer:
 
         return watch
 
+    def _drop(self, database: str, role: str) -> None:
+        """Does nothing where the connection is lost: what was made is then cleared away by the next start."""
+        if self._admin is not None:
+            with self._errors():
+                self._run(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+                self._run(f"DROP ROLE IF EXISTS {role}")
+
     def _size(self, database: str) -> int:
         with self._errors():
             return int(self._run(f"SELECT pg_database_size('{database}')")[0][0])
@@ -159,9 +169,7 @@ class PostgresServer:
             try:
                 self._make_template(name, setup)
             except SqlFault as fault:
-                with self._errors():
-                    self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-                    self._run(f"DROP ROLE IF EXISTS {name}_setup")
+                self._drop(name, f"{name}_setup")
                 raise SetupFault(f"the database cannot be set up ({fault.reason}): {fault.message}") from fault
             self._templates[setup] = name
             while len(self._templates) > _KEPT_TEMPLATES:
@@ -201,7 +209,8 @@ class PostgresServer:
     def _make_role(self, role: str, attributes: str) -> str:
         """Make a role that may log in, and do nothing else; its password."""
         password = secrets.token_urlsafe(24)
-        assert self._admin is not None
+        if self._admin is None:
+            raise EngineFault("PostgreSQL: the connection is lost")
         hidden = self._admin.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
         kilobytes = max(1, self._growth_bytes >> 10)
         timeout = round(1000 * self._seconds) + 1000  # ours comes first; this one works where ours cannot
@@ -239,10 +248,9 @@ class PostgresServer:
             connection.close()
 
     def _refuse_unfit(self) -> None:
-        assert self._admin is not None
-        version = self._admin.info.server_version
-        superuser, prepared = self._run(
-            "SELECT rolsuper, current_setting('max_prepared_transactions')::int FROM pg_roles WHERE rolname = current_user"
+        version, superuser, prepared = self._run(
+            "SELECT current_setting('server_version_num')::int, rolsuper, current_setting('max_prepared_transactions')::int "
+            "FROM pg_roles WHERE rolname = current_user"
         )[0]
         unfit = ""
         if version < _OLDEST:
@@ -276,7 +284,8 @@ class PostgresServer:
             self._run(f"DROP ROLE IF EXISTS {name}")
 
     def _run(self, command: str) -> list[tuple[Any, ...]]:
-        assert self._admin is not None
+        if self._admin is None:
+            raise EngineFault("PostgreSQL: the connection is lost")
         cursor = self._admin.execute(_literal(command))
         return cursor.fetchall() if cursor.description else []
 

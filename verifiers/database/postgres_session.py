@@ -55,6 +55,7 @@ class Session:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._received = 0  # bytes on the wire, at least
+        self._left = 0  # of them not read yet
         self._kept = 0  # bytes of values
 
     def query(self, sql: str, deadline: float, watch: Callable[[], None]) -> Rows:
@@ -124,7 +125,7 @@ class Session:
                     if time.monotonic() >= deadline:
                         raise SqlFault("timeout", "the time limit")
                     if self._wait(unsent, min(deadline, next_look)):
-                        self._pg.consume_input()
+                        self._take()
                     unsent = unsent and self._pg.flush() == 1
                 result = self._pg.get_result()
                 if result is None:
@@ -134,25 +135,29 @@ class Session:
             raise SessionLost(_one_line(str(error))) from error
 
     def _wait(self, writing: bool, until: float) -> bool:
-        """Whether there is something to read. What waits is counted before libpq takes it: it takes any amount."""
+        """Whether there is something to read."""
         poll = select.poll()
         poll.register(self._pg.socket, select.POLLIN | (select.POLLOUT if writing else 0))
         ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        if not any(event & ~select.POLLOUT for _, event in ready):
-            return False
-        waiting = struct.unpack("i", fcntl.ioctl(self._pg.socket, termios.FIONREAD, b"\0\0\0\0"))[0]
-        self._add(waiting)
-        return True
+        return any(event & ~select.POLLOUT for _, event in ready)
+
+    def _take(self) -> None:
+        """Let libpq read. It keeps what belongs to one row whatever its size (a value's is 1 GiB at most), so that what
+        waits is counted before; what arrives while it reads is not, and the sum is less than what came."""
+        self._received += self._waiting() - self._left
+        # Rows on the wire carry their lengths and more, so that the wire may carry a multiple of what is kept.
+        if self._received > 8 * self._max_bytes:
+            raise SqlFault("too_large", f"more than {self._max_bytes} bytes of rows")
+        self._pg.consume_input()
+        self._left = self._waiting()
+
+    def _waiting(self) -> int:
+        return struct.unpack("i", fcntl.ioctl(self._pg.socket, termios.FIONREAD, b"\0\0\0\0"))[0]
 
     def _count(self, result: pq.abc.PGresult) -> None:
         cells = ((row, column) for row in range(result.ntuples) for column in range(result.nfields))
         self._kept += sum(len(result.get_value(*cell) or b"") for cell in cells)
-        self._add(0)
-
-    def _add(self, waiting: int) -> None:
-        self._received += waiting
-        # Rows on the wire carry their lengths and more, so that the wire may carry a multiple of what is kept.
-        if self._kept > self._max_bytes or self._received > 8 * self._max_bytes:
+        if self._kept > self._max_bytes:
             raise SqlFault("too_large", f"more than {self._max_bytes} bytes of rows")
 
 

@@ -141,10 +141,10 @@ def _same(found: Value, gold: Value, how: Comparison) -> bool:
         return False
     if how.exact_types and type(found) is not type(gold):
         return False
-    try:
-        return math.isclose(float(found), float(gold), rel_tol=how.tolerance, abs_tol=_NEAR_ZERO)  # type: ignore[arg-type]
-    except OverflowError:  # an integer that no float can hold
-        return False
+    one, other = _float(found), _float(gold)
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return False  # were they the same, their keys would be
+    return math.isclose(one, other, rel_tol=how.tolerance, abs_tol=_NEAR_ZERO)
 
 
 def _is_number(value: Value) -> bool:
@@ -159,9 +159,18 @@ def _value_key(value: Value, how: Comparison) -> Any:
     """Equal for equal values, and never for one of another kind: True is not 1, and 1 is not '1'."""
     if not _is_number(value):
         return type(value).__name__, value
-    if value != value:
-        return ("nan",)
-    return ("number", type(value).__name__, value) if how.exact_types else ("number", value)
+    return ("number", type(value).__name__ if how.exact_types else "", _digits(value))
+
+
+def _digits(value: Any) -> str:
+    """The number in digits, the same for equal ones of any type. Text, since whoever chooses a number chooses its hash."""
+    if isinstance(value, int):
+        return hex(value)  # no limit on its length, unlike decimal digits
+    if value != value or value in (math.inf, -math.inf):
+        return repr(float(value))
+    if value == (whole := int(value)):
+        return hex(whole)
+    return format(Decimal(value), "f").rstrip("0")
 
 
 def _shape(row: Row, how: Comparison) -> tuple[Any, ...]:
@@ -170,12 +179,13 @@ def _shape(row: Row, how: Comparison) -> tuple[Any, ...]:
 
 
 def _numbers(row: Row) -> tuple[float, ...]:
-    numbers = []
-    for value in row:
-        if _is_number(value):
-            try:
-                number = float(value)  # type: ignore[arg-type]
-            except OverflowError:
-                number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
-            numbers.append(-math.inf if number != number else number)
-    return tuple(numbers)
+    numbers = (_float(value) for value in row if _is_number(value))
+    return tuple(-math.inf if number != number else number for number in numbers)
+
+
+def _float(value: Any) -> float:
+    """The nearest float; infinite for what is beyond all of them."""
+    try:
+        return float(value)
+    except OverflowError:  # of an integer; a Decimal gives infinity by itself
+        return math.inf if value > 0 else -math.inf

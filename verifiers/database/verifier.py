@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +108,13 @@ class DatabaseVerifier(Verifier):
         if given.sandbox:
             require_confinement()
             limits = Limits(
-                cpu_seconds=3 * given.timeout_seconds + 1,  # gold's, the completion's, and what cannot be interrupted
+                cpu_seconds=2 * given.timeout_seconds + 1,  # gold's, the completion's, and to compare
                 wall_seconds=max(30.0, 20 * given.timeout_seconds),
                 memory_bytes=given.memory_bytes,
             )
             state = given.model_dump(mode="json", exclude={"dsn"})
             self._process = LimitedProcess(f"{__name__}:load_check", {**state, "dialect": "sqlite"}, limits)
+        self._lock = threading.Lock()  # one connection to PostgreSQL, whoever calls
         self._server: PostgresEngine | None = None
         self._postgres: Judge | None = None
 
@@ -134,7 +136,8 @@ class DatabaseVerifier(Verifier):
             elif self.options.dsn is None:
                 verdicts[place] = not_run("bad_row", message=_NO_SERVER)
             else:
-                verdicts[place] = self._on_postgres().verify(task, sample.completion)
+                with self._lock:
+                    verdicts[place] = self._on_postgres().verify(task, sample.completion)
         verdicts |= zip(for_sqlite, self._judge_on_sqlite(list(for_sqlite.values())), strict=True)
         return [verdicts[place] for place in range(len(samples))]
 
@@ -149,7 +152,8 @@ class DatabaseVerifier(Verifier):
         if self.options.dsn is None:
             return _NO_SERVER
         try:
-            return self._on_postgres().row_fault(task)
+            with self._lock:
+                return self._on_postgres().row_fault(task)
         except EngineFault as fault:
             raise UserError(f"option `dsn` of verifier `database`: {fault}") from fault
 
@@ -158,15 +162,17 @@ class DatabaseVerifier(Verifier):
             self._process.start()
         if self.options.dsn is not None:
             try:
-                self._running_server().start()
+                with self._lock:
+                    self._running_server().start()
             except EngineFault as fault:
                 raise UserError(f"option `dsn` of verifier `database`: {fault}") from fault
 
     def close(self) -> None:
         if self._process is not None:
             self._process.close()
-        if self._server is not None:
-            self._server.close()
+        with self._lock:
+            if self._server is not None:
+                self._server.close()
 
     def _judge_on_sqlite(self, samples: list[Sample]) -> list[Verdict]:
         if self._process is not None:

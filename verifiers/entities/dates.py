@@ -154,6 +154,8 @@ def _numeric_date(plain: str, context: Context) -> date | None:
     first, second = int(found[1]), int(found[3])
     month_first = context.region in _MONTH_FIRST and found[2] != "."
     day, month = (second, first) if month_first else (first, second)
+    if found[4] is None and found[2] == "-":
+        raise NotUnderstood("ambiguous")  # "11-12": a day, or two of them
     if found[4] is None:
         return _next_such_day(day, month, context)
     return date(int(found[4]) + (2000 if len(found[4]) == 2 else 0), month, day)
@@ -276,11 +278,11 @@ def _language(name: str) -> _Language:
     words = DATES.get(name, DateWords())
     relative: dict[str, list[str]] = info.get("relative-type", {})
     days: dict[str, int] = {}
-    for key, phrases in relative.items():
+    for key, listed in relative.items():
         offset = re.fullmatch(r"(in )?(\d) day( ago)?", key)
         if offset:
-            days |= {_plain(phrase): int(offset[2]) * (1 if offset[1] else -1) for phrase in phrases}
-    days |= {_plain(phrase): offset for phrase, offset in words.soon}
+            days |= {_plain(phrase): int(offset[2]) * (1 if offset[1] else -1) for phrase in listed}
+    days |= {_plain(phrase): away for phrase, away in words.soon}
 
     def phrases(key: str) -> frozenset[str]:
         return frozenset(" ".join(_words(_plain(phrase), words)) for phrase in relative.get(key, ()))

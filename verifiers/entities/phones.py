@@ -27,7 +27,7 @@ class Phone(EntityType):
             number = library.parse(written, context.region)
         except library.NumberParseException:
             raise NotUnderstood from None
-        if not library.is_possible_number(number) or not _is_all_of(written, number, library):
+        if not library.is_possible_number(number):
             raise NotUnderstood
         dialed = library.format_number(number, library.PhoneNumberFormat.E164)
         return f"{dialed};ext={extension}" if extension else dialed
@@ -40,26 +40,6 @@ class Phone(EntityType):
                 self.canonical(text, context)
             except NotUnderstood:
                 continue
-
-
-def _is_all_of(written: str, number: Any, library: Any) -> bool:
-    """Whether no digit of the text was dropped but a prefix for dialing: a second number behind a slash is."""
-    digits = "".join(str(int(letter)) for letter in written if letter.isdigit())
-    national, country = library.national_significant_number(number), str(number.country_code)
-    if not digits.endswith(national):
-        return False
-    prefix = digits[: len(digits) - len(national)]
-    return prefix in (
-        "",
-        "0",
-        "1",
-        country,
-        f"{country}0",
-        f"00{country}",
-        f"011{country}",
-        f"00{country}0",
-        f"011{country}0",
-    )
 
 
 def _library() -> Any:

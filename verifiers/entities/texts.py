@@ -29,11 +29,19 @@ def without_accents(text: str) -> str:
     return "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
 
 
+def words_of(text: str) -> list[str]:
+    """Its words and numbers without what stands between them, except the sign for a number."""
+    return [str(word) for word in _WORDS.findall(without_accents(folded(text)))]
+
+
 class Text(EntityType):
     """Free text: the same but for case, white space and punctuation at its ends."""
 
     def canonical(self, text: str, context: Context) -> str:
-        return folded(text).strip(" .,;:!?\"'“”„«»()")
+        plain = folded(text).strip(" .,;:!?\"'“”„«»()")
+        if not plain:
+            raise NotUnderstood
+        return plain
 
 
 class Address(EntityType):
@@ -59,7 +67,7 @@ class Address(EntityType):
         text = re.sub(r"(?<=\w)['’](?=s\b)", "", text)
         table = ABBREVIATIONS.get(context.language, {})
         words: list[frozenset[str]] = []
-        for word in _WORDS.findall(without_accents(folded(text))):
+        for word in words_of(text):
             word = ORDINALS.get(word, word) if context.language == "en" else word
             if context.language == "de" and len(word) > 3 and word.endswith("str"):
                 word += "asse"
@@ -73,7 +81,7 @@ class InsuranceProvider(EntityType):
     """A company by its name, without legal form and the word for insurance; the common short names are known."""
 
     def canonical(self, text: str, context: Context) -> str:
-        words = _WORDS.findall(without_accents(folded(text.replace("&", " and "))))
+        words = words_of(text.replace("&", " and "))
         while words and words[-1] in _COMPANY:
             words.pop()
         spelled: list[str] = []

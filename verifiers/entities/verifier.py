@@ -158,7 +158,7 @@ class EntitiesCheck:
             if _LOCALE.fullmatch(name) is None:
                 raise _wrong("locale", f"{name!r} is not of the form en_US")
             try:
-                Date().warm_up(Context(name[: name.find("_")].partition("-")[0], name[-2:]))
+                Date().warm_up(_context_of(name))
             except ValueError:
                 raise _wrong("locale", f"dateparser does not know the language of {name!r}") from None
         if options.locale.replace("-", "_") not in self._names:
@@ -173,9 +173,8 @@ class EntitiesCheck:
         for name in zoneinfo.available_timezones():
             self._zones[name] = zoneinfo.ZoneInfo(name)
         for name in sorted(self._names):
-            context = Context(name.partition("_")[0], name[-2:])
             for kind in self._types.values():
-                kind.warm_up(context)
+                kind.warm_up(_context_of(name))
 
     def verify(self, sample: Sample) -> Verdict:
         try:
@@ -225,8 +224,7 @@ class EntitiesCheck:
             if reference.tzinfo is not None:
                 zone = zone or reference.tzinfo
                 reference = reference.astimezone(zone).replace(tzinfo=None)
-        language, _, region = locale.replace("-", "_").partition("_")
-        return Context(language, region, reference, zone)
+        return _context_of(locale, reference, zone)
 
     def _zone(self, name: Any) -> tzinfo | None:
         if name is None:
@@ -265,9 +263,14 @@ class EntitiesCheck:
         if text is None:
             raise _BadRow(f"field `answer` has a value for {shown} that is no text and no number")
         try:
-            return _Gold(name, self._types[kind], text, self._types[kind].canonical(text, context))
+            return _Gold(name, self._types[kind], text, printable(self._types[kind].canonical(text, context), 100))
         except NotUnderstood as fault:
             raise _BadRow(f"field `answer`: {printable(repr(text), 80)} for {shown} is no {kind} ({fault})") from fault
+
+
+def _context_of(locale: str, reference: datetime | None = None, zone: tzinfo | None = None) -> Context:
+    language, _, region = locale.replace("-", "_").partition("_")
+    return Context(language, region, reference, zone)
 
 
 def _compare(gold: _Gold, value: Any, context: Context) -> _FieldResult:

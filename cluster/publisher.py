@@ -199,8 +199,9 @@ class WeightPublisher:
         sent, *received = await asyncio.gather(sending, *receives, return_exceptions=True)
         broken = sort_out(members, received)
         for member, update in zip(members, received, strict=True):
-            failed = isinstance(update, BaseException) or isinstance(sent, BaseException)
-            if not failed and set(update.checksums) != {sent}:
+            if isinstance(update, BaseException) or isinstance(sent, BaseException):
+                continue
+            if set(update.checksums) != {sent}:
                 broken[member.name] = (Fault.OWN, "received other bytes than were sent")
         if isinstance(sent, BaseException) and not broken:
             raise sent  # every member has all, and yet the learner's end failed: not a member's fault

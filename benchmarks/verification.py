@@ -1,0 +1,205 @@
+"""What verdicts cost: runs in the sandbox against fresh interpreters, cheap checks in batches, and mathematics.
+
+    python -m benchmarks.verification
+
+All on one core, the verifier and whatever processes it starts together, so that a rate is one a core. What is compared runs
+in turns, and a ratio is of turns next to each other; printed are medians. The interpreter that a run is compared with is as
+bare as one can be started (`-I -S`: no site packages, no environment), and has no sandbox round it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import math_verify
+import psutil
+
+from headrace.verifiers import Sample, Verifier, VerifierSpec, build_verifier
+from headrace.verifiers.sandbox.box import Box
+from headrace.verifiers.sandbox.layers import names
+from headrace.verifiers.sandbox.plan import BoxPlan
+from headrace.verifiers.sandbox.programs import call_function
+from headrace.verifiers.sandbox.sandbox import Sandbox
+
+SOURCE = "def f(x):\n    return x + 1\n"
+FRESH = [sys.executable, "-I", "-S", "-c", f"{SOURCE}print(f(1))"]
+FRESH_RUNS, RUNS = 50, 150  # a turn
+LAST = 1000  # runs, of the first and of the last of many
+BATCH = 256
+GOALS = {"runs": 3.0, "latency": 4.0, "verdicts": 2000, "math": 0.8}
+
+TOOL = {
+    "name": "book_table",
+    "description": "Book a table.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "date": {"type": "string", "format": "date"},
+            "time": {"type": "string", "pattern": "^[0-2][0-9]:[0-5][0-9]$"},
+            "party": {"type": "integer", "minimum": 1, "maximum": 20},
+            "area": {"enum": ["inside", "terrace", "bar"]},
+            "names": {"type": "array", "items": {"type": "string"}, "maxItems": 20},
+        },
+        "required": ["date", "time", "party"],
+    },
+}
+ARGUMENTS = {"date": "2026-11-20", "time": "19:00", "party": 4, "area": "terrace", "names": ["Ada", "Grace"]}
+CALLS = [
+    '{"name": "book_table", "arguments": {"date": "2026-11-20", "time": "19:00", "party": 4, "area": "terrace", '
+    '"names": ["Ada", "Grace"]}}',
+    '{"name": "book_table", "arguments": {"date": "2026-11-20", "time": "7pm", "party": "4"}}',
+    "I would rather not.",
+]
+REGEX_TEXTS = ["The table is booked for four at 19:00. " * 20, "I would rather not say anything about it. " * 20]
+MATH_ROWS = [
+    ("4", r"So the answer is $\boxed{4}$."),
+    (r"\frac{1}{2}", r"Hence $x = \boxed{0.5}$."),
+    (r"\frac{3\sqrt{2}}{4}", r"We get $\boxed{\frac{3}{2\sqrt{2}}}$."),
+    (r"\{1, 2, 3\}", r"The roots are $\boxed{\{3, 2, 1\}}$."),
+    (r"(2, 5]", r"Therefore $x \in \boxed{(2, 5]}$."),
+    (r"x^2 + 2x + 1", r"Expanding, $\boxed{(x+1)^2}$."),
+    ("17", r"It is $\boxed{19}$."),
+    (r"2\pi", r"The length is $\boxed{6.28}$."),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"$\boxed{\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}}$"),
+    ("25\\%", r"That is $\boxed{25\%}$ of it."),
+    (r"\sqrt{3} + 1", r"$\boxed{1 + \sqrt{3}}$"),
+    ("1000", r"In total $\boxed{1{,}000}$."),
+]
+BOMBS = [r"$\boxed{9^{9^{9^{9}}}}$", r"$\boxed{\sqrt{" * 60, r"$\boxed{" + "(" * 500 + "1" + ")" * 500 + "}$",
+         r"$\boxed{(10^{10^{10}})!}$", r"$\boxed{" + "x^{" * 200 + "2" + "}" * 200 + "}$"]  # fmt: skip
+
+
+def rate(count: int, action: Callable[[], object]) -> float:
+    """How often a second."""
+    started = time.perf_counter()
+    for _ in range(count):
+        action()
+    return count / (time.perf_counter() - started)
+
+
+def fresh() -> None:
+    subprocess.run(FRESH, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def run(box: Box) -> None:
+    (answer,) = call_function(box, SOURCE, "f", [[1]]).answers
+    assert answer.value == 2, answer
+
+
+def sandboxed(pairs: int, many: int) -> None:
+    sandbox = Sandbox(BoxPlan())
+    print(f"Sandboxed runs of a small function; layers: {', '.join(names(sandbox.layers))}\n", flush=True)
+    with sandbox.box() as box:
+        rate(RUNS, lambda: run(box))
+        turns = [(rate(FRESH_RUNS, fresh), rate(RUNS, lambda: run(box))) for _ in range(pairs)]
+        ratios = [warm / bare for bare, warm in turns]
+        bare, warm = statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
+        print("| a second and core | fresh interpreters | sandboxed runs | ratio | goal |\n|---|---|---|---|---|")
+        spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)"
+        print(f"| median of {pairs} turns | {bare:.0f} | {warm:.0f} | {spread} | {GOALS['runs']:g}x |", flush=True)
+        flat(box, many)
+    sandbox.close()
+
+
+def flat(box: Box, many: int) -> None:
+    """Latencies of many runs, and what has grown meanwhile."""
+    host, server = psutil.Process(), psutil.Process(box.pid)
+    tree = [host, server, *server.children(recursive=True)]
+    gc.collect()
+    before = [(process.num_fds(), process.memory_info().rss) for process in tree]
+    seconds = []
+    for _ in range(many):
+        started = time.perf_counter()
+        run(box)
+        seconds.append(time.perf_counter() - started)
+    gc.collect()
+    after = [(process.num_fds(), process.memory_info().rss) for process in tree]
+    milliseconds = [1000 * each for each in seconds]
+    ordered = sorted(milliseconds)
+    last = min(LAST, many // 2)
+    first_median, last_median = statistics.median(milliseconds[:last]), statistics.median(milliseconds[-last:])
+    descriptors = sum(now[0] - then[0] for now, then in zip(after, before, strict=True))
+    grown = max(now[1] - then[1] for now, then in zip(after, before, strict=True))
+    processes = len(server.children(recursive=True)) + 2 - len(tree)
+    print(f"\n| {many} runs, one after the other | |\n|---|---|")
+    print(f"| median latency (goal: under {GOALS['latency']:g} ms) | {statistics.median(ordered):.2f} ms |")
+    print(f"| 99th percentile | {ordered[int(0.99 * many)]:.2f} ms |")
+    print(f"| median of the first and of the last {last} | {first_median:.2f} ms, {last_median:.2f} ms |")
+    print(
+        f"| more descriptors, processes, memory afterwards | {descriptors}, {processes}, {grown / 2**20:.1f} MiB |",
+        flush=True,
+    )
+
+
+def batched(pairs: int) -> None:
+    print("\n| verdicts a second and core, in batches | median | goal |\n|---|---|---|", flush=True)
+    tool_row = {"tools": [TOOL], "answer": [{"name": "book_table", "arguments": ARGUMENTS}]}
+    checks = {
+        "regex": ({"pattern": r"\b\d{1,2}:\d{2}\b"}, [Sample(text, {}) for text in REGEX_TEXTS]),
+        "tool_call": ({}, [Sample(call, tool_row) for call in CALLS]),
+    }
+    for name, (options, samples) in checks.items():
+        verifier = build_verifier(VerifierSpec(verifier=name, options=options))
+        batch = [samples[number % len(samples)] for number in range(BATCH)]
+        verifier.verify_many(batch)
+        rates = [BATCH * rate(4, lambda: verifier.verify_many(batch)) for _ in range(pairs)]  # noqa: B023 (called at once)
+        verifier.close()
+        print(f"| {name} | {statistics.median(rates):.0f} | {GOALS['verdicts']} |", flush=True)
+
+
+def plain(rows: Sequence[tuple[str, str]]) -> None:
+    for gold, completion in rows:
+        math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(completion))
+
+
+def mathematics(pairs: int) -> None:
+    verifier = build_verifier(VerifierSpec(verifier="math"))
+    samples = [Sample(completion, {"answer": gold}) for gold, completion in MATH_ROWS]
+    plain(MATH_ROWS)
+    verifier.verify_many(samples)
+    turns = [
+        (
+            len(samples) * rate(5, lambda: plain(MATH_ROWS)),
+            len(samples) * rate(5, lambda: verifier.verify_many(samples)),
+        )
+        for _ in range(pairs)
+    ]
+    ratios = [own / reference for reference, own in turns]
+    reference, own = statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
+    print("\n| verdicts a second and core | plain math-verify | math | ratio | goal |\n|---|---|---|---|---|")
+    print(
+        f"| {len(MATH_ROWS)} rows | {reference:.0f} | {own:.0f} | {statistics.median(ratios):.0%} | {GOALS['math']:.0%} |"
+    )
+    print(f"\nBombs: {survived(verifier)}", flush=True)
+    verifier.close()
+
+
+def survived(verifier: Verifier) -> str:
+    samples = [Sample(bomb, {"answer": "4"}) for bomb in BOMBS]
+    started = time.perf_counter()
+    verdicts = verifier.verify_many(samples)
+    seconds = time.perf_counter() - started
+    reasons = ", ".join(f"{verdict.kind.value} ({verdict.reason})" for verdict in verdicts)
+    return f"{len(BOMBS)} in {seconds:.1f} s: {reasons}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=11, help="turns of each side that are compared")
+    parser.add_argument("--runs", type=int, default=10_000, help="runs one after the other, to see that nothing grows")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    sandboxed(arguments.pairs, arguments.runs)
+    batched(arguments.pairs)
+    mathematics(arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()

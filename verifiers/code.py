@@ -10,6 +10,7 @@ import ast
 import json
 import math
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -44,6 +45,9 @@ class CodeOptions(Options):
     compare_output: Literal["lines", "tokens", "exact"] = "lines"
     """Printed text: by lines without trailing blanks, by words, or to the last byte."""
     wall_seconds: float = Field(10.0, gt=0)
+    """Of one run."""
+    sample_seconds: float = Field(60.0, gt=0)
+    """Of all runs of a sample: no test is begun after that, and those that are left count as `timeout`."""
     cpu_seconds: int = Field(5, ge=1)
     memory_bytes: int = Field(512 << 20, ge=64 << 20)
     processes: int = Field(16, ge=1)
@@ -179,7 +183,11 @@ class CodeVerifier(Verifier):
 
     def _judge_prints(self, code: str, tests: list[dict[str, Any]]) -> Verdict:
         right, first = 0, ("", "")
+        deadline = time.monotonic() + self.options.sample_seconds
         for test in tests:
+            if time.monotonic() > deadline:
+                first = first if first[0] else ("timeout", f"{self.options.sample_seconds:g} s for all tests together")
+                break
             with self._sandbox.box() as box:
                 if self.options.command is None:
                     result = run_script(box, code, test["stdin"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import math
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -146,6 +147,16 @@ def test_printed_answers_are_compared_as_asked():
         assert judge(verifier, program.format(good.replace("\n", "\\n")), tests=tests).kind is VerdictKind.PASS, compare
         assert judge(verifier, program.format(bad.replace("\n", "\\n")), tests=tests).reason == "wrong_answer", compare
         verifier.close()
+
+
+def test_all_runs_of_a_sample_have_their_time_together():
+    verifier = CodeVerifier(wall_seconds=0.2, sample_seconds=0.3, partial_credit=True)
+    tests = [{"stdin": "", "stdout": "7\n"}] * 50
+    started = time.monotonic()
+    verdict = judge(verifier, "import time\ntime.sleep(60)", tests=tests)
+    assert (verdict.reason, verdict.reward) == ("timeout", 0.0)
+    assert time.monotonic() - started < 5
+    verifier.close()
 
 
 def test_a_program_that_prints_the_answer_and_fails_has_failed(verifier):

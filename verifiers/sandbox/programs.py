@@ -88,9 +88,9 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
     They are in processes of their own: the test has a stand-in for the function, whose calls are carried over. So what the
     test expects is never where the code could see it. Raises BoxFailed.
     """
-    code = _start_calls(box, source, entry_point, [], more=True)
-    judge = box.start_run()
+    judge = box.start_run()  # first: the code might leave no room for another process
     judge.send(kind="tests", nonce=judge.nonce, prelude=prelude, test=test, entry_point=entry_point)
+    code = _start_calls(box, source, entry_point, [], more=True)
     box.wait(lambda: bool(code.answers) or code.ended is not None)
     first = [code.answers.popleft()] if code.answers else []
     carried = _carry(box, code, judge) if _is_defined(first) else _Carried()

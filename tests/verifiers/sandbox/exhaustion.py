@@ -16,6 +16,7 @@ TIME = [
         "while True: pass"), hangs=True),
     attack("calls", "blocks_all_signals", "timeout", function(
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nsignal.pause()"), hangs=True),
+    attack("calls", "stops_itself", "timeout wrong_answer", function("import signal\nsignal.raise_signal(signal.SIGSTOP)\nreturn x"), hangs=True),
     attack("calls", "waits_for_a_lock", "timeout", function("import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()"),
            hangs=True),
     attack("calls", "power_tower", "timeout starved memory", function("return 9 ** 9 ** 9"), hangs=True),
@@ -61,6 +62,9 @@ MEMORY = [
         "import threading\nthreading.stack_size(32768)\nstop = threading.Event()\n"
         "for n in range(10 ** 6):\n    threading.Thread(target=stop.wait, daemon=True).start()\nreturn 'BREACH'"), hangs=True),
     attack("calls", "descriptors_without_end", "exception", function("import os\nwhile True: os.dup(0)")),
+    attack("test", "test_is_left_no_processes", "wrong_answer", (
+        "import _thread, time\nstarted = 0\ntry:\n    while True:\n        _thread.start_new_thread(time.sleep, (1e6,))\n        started += 1\n"
+        "except RuntimeError: pass\ndef f(x): return x"), needs_namespaces=True),
     attack("test", "test_gets_a_bomb_to_print", "wrong_answer exception memory output_flood not_plain", function("return 'x' * 30000")),
     attack("command", "memory_of_many_processes", "memory exception wrong_answer timeout starved crash",
            "for i in 1 2 3 4 5 6; do (perl -e '$x = \"x\" x 40000000; sleep 5' &) ; done; perl -e '$x = \"x\" x 4000000000'", hangs=True),

@@ -24,6 +24,7 @@ from headrace.verifiers.database.tasks import (
 )
 from headrace.verifiers.records import Verdict
 
+UNAVAILABLE = "database_unavailable"
 _KEPT_GOLDS = 8
 
 
@@ -57,7 +58,7 @@ class Judge:
         except (SetupFault, SqlFault) as fault:
             return not_run("bad_row", message=_gold_message(fault))
         except EngineFault as fault:
-            return not_run("database_unavailable", message=printable(str(fault)))
+            return not_run(UNAVAILABLE, message=printable(str(fault)))
         try:
             refuse_what_cannot_run(sql)
             if task.check == "result":
@@ -70,7 +71,7 @@ class Judge:
         except SqlFault as fault:
             return scored(0.0, fault.reason, message=fault.message)
         except (SetupFault, EngineFault) as fault:
-            return not_run("database_unavailable", message=printable(str(fault)))
+            return not_run(UNAVAILABLE, message=printable(str(fault)))
         return scored(1.0, "match", databases=len(golds))
 
     def row_fault(self, task: Task) -> str | None:

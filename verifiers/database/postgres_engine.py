@@ -10,8 +10,7 @@ from headrace.verifiers.database.postgres_server import Login, PostgresServer
 from headrace.verifiers.database.postgres_session import SessionLost
 from headrace.verifiers.database.postgres_state import read_state
 from headrace.verifiers.database.rows import Rows, State
-from headrace.verifiers.database.sqlite_engine import RunLimits
-from headrace.verifiers.database.tasks import EngineFault, SqlFault
+from headrace.verifiers.database.tasks import EngineFault, RunLimits, SqlFault
 
 T = TypeVar("T")
 _STATE_SETTINGS = "-c search_path=pg_catalog -c row_security=off"

@@ -1,15 +1,13 @@
 """SQL that is not to be trusted, run on one connection to PostgreSQL within limits that it cannot lift.
 
 The server's own `statement_timeout` is a setting that a script may change. So the clock is kept here: nothing waits for the
-server without a deadline, and what comes back is counted before it is kept.
+server without a deadline, and rows are counted as they come. libpq takes a row as a whole, which may have a gigabyte: the
+process's own limit is for that.
 """
 
 from __future__ import annotations
 
-import fcntl
 import select
-import struct
-import termios
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -54,8 +52,6 @@ class Session:
         self._pg = connection.pgconn
         self._max_rows = max_rows
         self._max_bytes = max_bytes
-        self._received = 0  # bytes on the wire, at least
-        self._left = 0  # of them not read yet
         self._kept = 0  # bytes of values
 
     def query(self, sql: str, deadline: float, watch: Callable[[], None]) -> Rows:
@@ -69,7 +65,7 @@ class Session:
 
     def read(self, sql: str, deadline: float, watch: Callable[[], None]) -> Rows:
         """The rows of one statement."""
-        self._received = self._kept = 0
+        self._kept = 0
         self._send(sql, extended=True)
         return self._rows(deadline, watch)
 
@@ -125,7 +121,7 @@ class Session:
                     if time.monotonic() >= deadline:
                         raise SqlFault("timeout", "the time limit")
                     if self._wait(unsent, min(deadline, next_look)):
-                        self._take()
+                        self._pg.consume_input()
                     unsent = unsent and self._pg.flush() == 1
                 result = self._pg.get_result()
                 if result is None:
@@ -140,19 +136,6 @@ class Session:
         poll.register(self._pg.socket, select.POLLIN | (select.POLLOUT if writing else 0))
         ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         return any(event & ~select.POLLOUT for _, event in ready)
-
-    def _take(self) -> None:
-        """Let libpq read. It keeps what belongs to one row whatever its size (a value's is 1 GiB at most), so that what
-        waits is counted before; what arrives while it reads is not, and the sum is less than what came."""
-        self._received += self._waiting() - self._left
-        # Rows on the wire carry their lengths and more, so that the wire may carry a multiple of what is kept.
-        if self._received > 8 * self._max_bytes:
-            raise SqlFault("too_large", f"more than {self._max_bytes} bytes of rows")
-        self._pg.consume_input()
-        self._left = self._waiting()
-
-    def _waiting(self) -> int:
-        return struct.unpack("i", fcntl.ioctl(self._pg.socket, termios.FIONREAD, b"\0\0\0\0"))[0]
 
     def _count(self, result: pq.abc.PGresult) -> None:
         cells = ((row, column) for row in range(result.ntuples) for column in range(result.nfields))

@@ -15,6 +15,14 @@ _PARENTS = """SELECT string_agg(i.inhparent::regclass::text, ',' ORDER BY i.inhs
           FROM pg_inherits i WHERE i.inhrelid = c.oid"""
 _LABELS = """SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder)
           FROM pg_enum e WHERE e.enumtypid = t.oid"""
+# What is told apart by name alone; hardly any script makes one.
+_OTHERS = " UNION ALL ".join(
+    f"SELECT '{catalog}'::regclass, oid FROM {catalog}"
+    for catalog in (
+        "pg_operator", "pg_opclass", "pg_opfamily", "pg_cast", "pg_collation", "pg_conversion", "pg_statistic_ext",
+        "pg_ts_config", "pg_ts_dict", "pg_default_acl", "pg_publication", "pg_foreign_server", "pg_event_trigger",
+    )
+)  # fmt: skip
 
 # Each gives kind, name, definition. The names in the definitions are complete: nothing but pg_catalog is searched.
 # Not compared: owners, how far sequences have counted, statistics, large objects.
@@ -61,6 +69,9 @@ _CATALOG = (
         FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
         WHERE {_OURS} AND t.typtype IN ('e', 'd', 'r', 'm')""",
     "SELECT 'extension', extname, extversion FROM pg_extension",
+    f"""SELECT 'other', pg_describe_object(k.kind, k.id, 0),
+          CASE WHEN k.kind = 'pg_statistic_ext'::regclass THEN pg_get_statisticsobjdef(k.id) END
+        FROM ({_OTHERS}) AS k (kind, id) WHERE k.id >= 16384""",
     """SELECT 'comment', pg_describe_object(classoid, objoid, objsubid), description
         FROM pg_description WHERE objoid >= 16384""",
 )
@@ -80,7 +91,7 @@ def read_state(read: Callable[[str], Rows], ignored: frozenset[str], runner: str
     schema: dict[str, str] = {}
     for query in _CATALOG:
         for kind, name, definition in read(query).rows:
-            schema[f"{kind} {name}"] = str(definition).replace(runner, "runner")
+            schema[f"{kind} {name}".replace(runner, "runner")] = str(definition).replace(runner, "runner")
     columns: dict[tuple[str, str], list[str]] = {}
     materialized: set[tuple[str, str]] = set()
     for space, table, kind, column in _texts(read(_TABLES)):

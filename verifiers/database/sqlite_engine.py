@@ -16,7 +16,7 @@ import msgspec
 
 from headrace.verifiers.database.rows import Row, Rows, State
 from headrace.verifiers.database.sqlite_state import read_state
-from headrace.verifiers.database.tasks import SetupFault, SqlFault
+from headrace.verifiers.database.tasks import RunLimits, SetupFault, SqlFault
 
 _INSTRUCTIONS = 2000  # of the virtual machine, between two looks at the clock
 _KEPT_IMAGES = 4
@@ -32,16 +32,6 @@ _SETUP_PRAGMAS = frozenset(
     {"foreign_keys", "encoding", "user_version", "application_id", "journal_mode", "synchronous", "defer_foreign_keys",
      "legacy_alter_table", "ignore_check_constraints"}
 )  # fmt: skip
-
-
-class RunLimits(msgspec.Struct, frozen=True):
-    """What one run of SQL may use."""
-
-    seconds: float
-    rows: int
-    result_bytes: int
-    value_bytes: int
-    database_bytes: int
 
 
 class _Image(msgspec.Struct, frozen=True):

@@ -33,6 +33,16 @@ class Task(msgspec.Struct, frozen=True):
     dialect: Dialect
 
 
+class RunLimits(msgspec.Struct, frozen=True):
+    """What one run of SQL may use."""
+
+    seconds: float
+    rows: int
+    result_bytes: int
+    value_bytes: int
+    database_bytes: int
+
+
 class SqlFault(Exception):
     """The SQL that was run is at fault; `reason` is the verdict's."""
 

@@ -16,12 +16,14 @@ def postgres_dsn():
     # A copy of a database is files to write: in memory it takes a tenth of the time.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="headrace-postgres-", dir=memory))
-    server = pgserver.get_server(folder / "data", cleanup_mode="stop")
-    dsn = server.get_uri()
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for setting in ("fsync", "full_page_writes", "autovacuum"):  # nothing here outlives the session
-            connection.execute(f"ALTER SYSTEM SET {setting} = off")
-        connection.execute("SELECT pg_reload_conf()")
-    yield dsn
-    server.stop()
-    shutil.rmtree(folder)
+    try:
+        server = pgserver.get_server(folder / "data", cleanup_mode="stop")
+        dsn = server.get_uri()
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            for setting in ("fsync", "full_page_writes", "autovacuum"):  # nothing here outlives the session
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
+        yield dsn
+        server.stop()
+    finally:
+        shutil.rmtree(folder)

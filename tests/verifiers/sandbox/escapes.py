@@ -57,7 +57,7 @@ FILES = [
         "return tries(lambda: open(file, 'a'), lambda: os.chmod(file, 0o777), lambda: os.utime(file), lambda: os.unlink(file),"
         " lambda: os.fchmod(os.open(file, os.O_RDONLY), 0o777), lambda: os.utime(os.open(file, os.O_RDONLY)))")),
     attack("calls", "null_device_marked", "forbidden_call exception wrong_answer", function(
-        "import os\nbefore = os.stat('/dev/null')\nfor act in (os.utime, lambda p: os.chmod(p, 0)):\n    try: act('/dev/null')\n"
+        "import os\nbefore = os.stat('/dev/null')\nfor act in (os.utime, lambda p: os.chmod(p, 0o666)):\n    try: act('/dev/null')\n"
         "    except OSError: pass\nafter = os.stat('/dev/null')\n"
         "return 'BREACH' if (before.st_mtime_ns, before.st_mode) != (after.st_mtime_ns, after.st_mode) else 0")),
     attack("calls", "device_made", "forbidden_call exception",

@@ -59,7 +59,7 @@ FILES = [
     attack("calls", "null_device_marked", "forbidden_call exception wrong_answer", function(
         "import os\nbefore = os.stat('/dev/null')\nfor act in (os.utime, lambda p: os.chmod(p, 0o666)):\n    try: act('/dev/null')\n"
         "    except OSError: pass\nafter = os.stat('/dev/null')\n"
-        "return 'BREACH' if (before.st_mtime_ns, before.st_mode) != (after.st_mtime_ns, after.st_mode) else 0")),
+        "return 'BREACH' if (before.st_mtime_ns, before.st_ctime_ns) != (after.st_mtime_ns, after.st_ctime_ns) else 0")),
     attack("calls", "device_made", "forbidden_call exception",
            _TRY + function("import stat\nreturn tries(lambda: os.mknod('d', stat.S_IFBLK | 0o666, os.makedev(254, 0)),"
                            " lambda: os.mknod('c', stat.S_IFCHR | 0o666, os.makedev(1, 1)))")),

@@ -53,12 +53,12 @@ TASKS = {
         "def check(candidate):\n    assert candidate('abcde') == 2\n    assert candidate('ACEDY') == 3\n    assert candidate('') == 0\n"
         "    assert candidate('by') == 1\n    assert candidate('yb') == 0\n    assert candidate('keY') == 2\n",
     ),
-    "collatz": (
-        'def collatz(n):\n    """ The odd numbers on the way from n to 1, in order. """\n',
-        "    found = []\n    while n != 1:\n        if n % 2 == 1:\n            found.append(n)\n            n = 3 * n + 1\n        else:\n"
-        "            n = n // 2\n    return sorted(found + [1])\n",
-        "def check(candidate):\n    assert candidate(5) == [1, 5]\n    assert candidate(1) == [1]\n    assert candidate(14) == "
-        "[1, 5, 7, 11, 13, 17]\n    assert candidate(2) == [1]\n    assert candidate(12) == [1, 3, 5]\n",
+    "digit_sum": (
+        'def digit_sum(n):\n    """ Of the digits of n; negative for negative n. """\n',
+        "    if n < 0:\n        return -digit_sum(-n)\n    total = 0\n    while n > 0:\n        total += n % 10\n        n = n // 10\n"
+        "    return total\n",
+        "def check(candidate):\n    assert candidate(0) == 0\n    assert candidate(1) == 1\n    assert candidate(199) == 19\n"
+        "    assert candidate(-70) == -7\n    assert candidate(10 ** 20 + 5) == 6\n",
     ),
 }  # fmt: skip
 

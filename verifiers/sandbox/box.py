@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 
 from headrace.verifiers.child_status import keep_child_statuses
-from headrace.verifiers.sandbox import namespaces, starvation
+from headrace.verifiers.sandbox import namespaces, starvation, zygote
 from headrace.verifiers.sandbox.cgroup import Cgroup, CgroupMissing
 from headrace.verifiers.sandbox.layers import Layers
 from headrace.verifiers.sandbox.plan import BoxPlan, cgroup_limits, server_plan
@@ -119,8 +119,8 @@ class Box:
         self._serial += 1
         run = Run(self._serial, here, out, err, limits.wall_seconds, limits.output_bytes)
         try:
-            message = json.dumps({"run": run.number, "scratch": scratch}).encode()
-            socket.send_fds(self._control, [message], [there.fileno(), source, out_end, err_end])
+            request = zygote.ASK.pack(zygote.START, run.number, scratch)
+            socket.send_fds(self._control, [request], [there.fileno(), source, out_end, err_end])
         except OSError as error:
             run.close()
             raise BoxFailed(f"its server is gone: {error}") from error
@@ -179,19 +179,23 @@ class Box:
             raise BoxFailed(f"its server is gone: {error}") from error
         if not payload:
             raise BoxFailed("its server has ended")
-        message = json.loads(payload)
-        run = self._runs[message["ended"]]
-        if "failed" in message:
-            raise BoxFailed(f"a run could not be started: {message['failed']}")
-        run.ended = Ended(message["status"], message["cpu"], message["memory"])
+        if len(payload) != zygote.ENDED.size or payload[:1] != b"x":
+            raise BoxFailed(f"a run could not be started: {payload[zygote.REFUSED.size :].decode()}")
+        _, number, *ended = zygote.ENDED.unpack(payload)
+        run = self._runs[number]
+        run.ended = Ended(*ended)
         run.ended_by_itself = run.number not in self._ending
         run.drain()
 
-    def end(self, run: Run) -> Ended:
-        """Kill the run with all that it has started, and wait until that is gone. Raises BoxFailed."""
+    def end(self, run: Run, patience: float = 0.0) -> Ended:
+        """Kill the run with all that it has started, unless it ends by itself in so many seconds, and wait until all that is
+        gone. Raises BoxFailed."""
+        until = time.monotonic() + patience
+        while run.ended is None and (left := until - time.monotonic()) > 0:
+            self._serve(left)
         if run.ended is None:
             try:
-                self._tell(end=run.number)
+                self._control.send(zygote.ASK.pack(zygote.END, run.number, False))
             except OSError as error:
                 raise BoxFailed(f"its server is gone: {error}") from error
             self._ending.add(run.number)

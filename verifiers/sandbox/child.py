@@ -16,57 +16,75 @@ import socket
 import struct
 import sys
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.verifiers.sandbox import landlock, namespaces, plain, seccomp
 
+# Made once, and used at their core: what `json.loads` and `json.dumps` do round that costs pages of memory in every child.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+_DECODER = json.JSONDecoder()
 _WARM_UP = 20
 _MOST_MESSAGE = 500  # characters of an exception's text
 
 
-def take_descriptors(descriptors: Sequence[int], keep: Set[int]) -> int:
-    """Standard input, output and error become the run's, all else is closed but `keep` and the one that is returned: the
-    way to the host."""
-    control, *standard = descriptors
-    for number, descriptor in enumerate(standard):
-        os.dup2(descriptor, number)
-    open_ones = sorted({control, *keep})
-    for low, high in zip([2, *open_ones], [*open_ones, 1 << 16], strict=True):
-        os.closerange(low + 1, high)
-    return control
+class Confinement:
+    """What a child takes from itself that the server could not do for it already; made ready in the server, once."""
 
+    def __init__(self, plan: dict[str, Any], filters: seccomp.Filter | None, rulesets: dict[bool, int]) -> None:
+        self._in_namespaces: bool = plan["namespaces"]
+        self._own_session: bool = plan["programs"]
+        self._cpu_limit = _bounded(resource.RLIMIT_CPU, plan["cpu_seconds"])
+        self._server = os.getpid()
+        self._drop_privileges = namespaces.become_box_user if plan["two_users"] else namespaces.without_capabilities()
+        self._rulesets = rulesets
+        self._restrict = {scratch: landlock.restriction(ruleset) for scratch, ruleset in rulesets.items()}
+        self._filter = filters
 
-def confine(
-    plan: dict[str, Any], filters: seccomp.Filter | None, ruleset: int | None, scratch: bool, close: int
-) -> None:
-    """What the server could not do for it already; last, descriptor `close` goes. For good. Raises OSError where the kernel
-    refuses."""
-    if plan["namespaces"]:
-        os.setsid()
-        os.chdir(namespaces.WORK if scratch else "/")
-    else:
-        os.setpgid(0, 0)
-    limit(resource.RLIMIT_CPU, plan["cpu_seconds"])
-    namespaces.drop_privileges(plan["two_users"])
-    if not plan["namespaces"]:  # elsewhere the server's end is the end of all that is in its namespace
-        namespaces.end_with_parent()
-        if os.getppid() != plan["server"]:
-            os._exit(0)
-    if ruleset is not None:
-        landlock.restrict(ruleset)
-        os.close(ruleset)
-    if filters is not None:
-        filters.install()
-    os.close(close)
+    def take_descriptors(self, descriptors: Sequence[int], server: int, scratch: bool) -> int:
+        """Standard input, output and error become the run's; all else is closed but the way to the server, which goes last,
+        what `put_on` needs, and the one that is returned: the way to the host."""
+        control, *standard = descriptors
+        for number, descriptor in enumerate(standard):
+            os.dup2(descriptor, number)
+        kept = [2, control, server, *([self._rulesets[scratch]] if self._rulesets else [])]
+        kept.sort()
+        for low, high in zip(kept, [*kept[1:], 1 << 16], strict=True):
+            os.closerange(low + 1, high)
+        return control
+
+    def put_on(self, scratch: bool, server: int) -> None:
+        """For good. Raises OSError where the kernel refuses."""
+        if self._in_namespaces:
+            os.chdir(namespaces.WORK if scratch else "/")
+        if self._own_session:
+            os.setsid()
+        else:
+            os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, self._cpu_limit)
+        self._drop_privileges()
+        if not self._in_namespaces:  # elsewhere the server's end is the end of all that is in its namespace
+            namespaces.end_with_parent()
+            if os.getppid() != self._server:
+                os._exit(0)
+        if self._rulesets:
+            self._restrict[scratch]()
+            os.close(self._rulesets[scratch])
+        if self._filter is not None:
+            self._filter.install()
+        os.close(server)
 
 
 def limit(kind: int, value: int) -> None:
     """A limit that cannot be raised again; never above the one that there is."""
+    resource.setrlimit(kind, _bounded(kind, value))
+
+
+def _bounded(kind: int, value: int) -> tuple[int, int]:
     _, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    return value, value
 
 
 def run(control: int) -> int:
@@ -101,7 +119,7 @@ class _Host:
         self.nonce = ""
 
     def send(self, **message: Any) -> None:
-        payload = json.dumps({"nonce": self.nonce, **message}, separators=(",", ":"), check_circular=False).encode()
+        payload = _ENCODER.encode({"nonce": self.nonce, **message}).encode()
         view = memoryview(struct.pack(">I", len(payload)) + payload)
         while view:
             view = view[os.write(self._descriptor, view) :]
@@ -109,7 +127,7 @@ class _Host:
     def receive(self) -> dict[str, Any]:
         """The next message; ends this process when the host has none any more."""
         (length,) = struct.unpack(">I", self._read(4))
-        return json.loads(self._read(length))
+        return _DECODER.raw_decode(self._read(length).decode())[0]
 
     def _read(self, count: int) -> bytes:
         parts = []

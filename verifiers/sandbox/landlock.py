@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import create_string_buffer
 
 from headrace.verifiers.sandbox import syscalls
@@ -72,6 +72,7 @@ class Ruleset:
             os.close(descriptor)
 
 
-def restrict(descriptor: int) -> None:
-    """Put a ruleset on this thread and what it starts. Needs the no_new_privs bit. Raises OSError."""
-    syscalls.call("landlock_restrict_self", descriptor, 0)
+def restriction(descriptor: int) -> Callable[[], None]:
+    """What puts a ruleset on the thread that calls it, and on what that starts; it raises OSError, also for want of the
+    no_new_privs bit."""
+    return syscalls.prepare("landlock_restrict_self", descriptor, 0)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import create_string_buffer
 
 from headrace.verifiers.sandbox import syscalls
@@ -106,23 +106,21 @@ class ProcessNamespaces:
     """Each child of this process in a process namespace of its own: it is the first there, and all end with it."""
 
     def __init__(self) -> None:
-        self._own = os.pidfd_open(os.getpid())
+        # The kernel lets a process set up the namespace of its children once, until it is back in its own.
+        self._renew = syscalls.prepare("unshare", _NEW_PID)
+        self._return = syscalls.prepare("setns", os.pidfd_open(os.getpid()), _NEW_PID)
 
     def fork(self) -> int:
         """As os.fork. Raises OSError."""
-        syscalls.libc("unshare", _NEW_PID)
+        self._renew()
         try:
             pid = os.fork()
         except OSError:
-            self._prepare_next()
+            self._return()
             raise
         if pid:
-            self._prepare_next()
+            self._return()
         return pid
-
-    def _prepare_next(self) -> None:
-        """The kernel lets a process set up the namespace of its children once, until it is back in its own."""
-        syscalls.libc("setns", self._own, _NEW_PID)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -150,12 +148,14 @@ def end_with_parent() -> None:
     syscalls.libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
 
 
-def drop_privileges(two_users: bool) -> None:
-    """Become `BOX_USER` without any capability. Raises OSError."""
-    if two_users:  # who leaves user 0 for good leaves its capabilities too
-        os.setgroups([])
-        os.setresgid(BOX_USER, BOX_USER, BOX_USER)
-        os.setresuid(BOX_USER, BOX_USER, BOX_USER)
-    else:
-        header = create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)  # _LINUX_CAPABILITY_VERSION_3
-        syscalls.call("capset", header, create_string_buffer(24))
+def become_box_user() -> None:
+    """For a process with a user of its own: who leaves user 0 for good leaves its capabilities too. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(BOX_USER, BOX_USER, BOX_USER)
+    os.setresuid(BOX_USER, BOX_USER, BOX_USER)
+
+
+def without_capabilities() -> Callable[[], None]:
+    """What takes them all from the process that calls it, which stays the user that it is. Raises OSError."""
+    header = create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)  # _LINUX_CAPABILITY_VERSION_3
+    return syscalls.prepare("capset", header, create_string_buffer(24))

@@ -14,7 +14,7 @@ _INTERPRETER_BYTES = 64 << 20  # address space of a bare interpreter; more than 
 _SERVER_TASKS = 4
 
 MODULES = (
-    "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq",
+    "bisect", "collections", "copy", "datetime", "decimal", "enum", "fractions", "functools", "heapq",
     "itertools", "json", "math", "operator", "re", "string", "typing",
 )  # fmt: skip
 """Loaded before the first run, so that none has to; the rest of the standard library is read when it is wanted.

@@ -12,6 +12,7 @@ from headrace.verifiers.sandbox import plain
 from headrace.verifiers.sandbox.box import Box, Run
 
 STARVED = "starved"  # the reason of a run that had no processor for most of its time: no fault of the code's
+_PATIENCE = 0.05  # seconds for a program that has said all to end: to let it costs less than to kill it
 _MOST_SHOWN = 500  # characters of what a program says, in details
 
 
@@ -58,7 +59,7 @@ def call_function(box: Box, source: str, entry_point: str, calls: Sequence[Seque
     packed = [[[plain.pack(argument) for argument in arguments], []] for arguments in calls]
     run = _start_calls(box, source, entry_point, packed, more=False)
     box.wait(lambda: len(run.answers) > len(calls) or run.ended is not None)
-    reason, message = _finish(box, run)
+    reason, message = _finish(box, run, _PATIENCE)
     answers = list(run.answers)
     if not _is_defined(answers):
         return CallsResult([], *_not_defined(answers, reason, message, entry_point))
@@ -91,6 +92,7 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
     judge = box.start_run()  # first: the code might leave no room for another process
     judge.send(kind="tests", nonce=judge.nonce, prelude=prelude, test=test, entry_point=entry_point)
     code = _start_calls(box, source, entry_point, [], more=True)
+    judge.deadline = code.deadline  # their time is one: who has it left to the other is in `carried`
     box.wait(lambda: bool(code.answers) or code.ended is not None)
     first = [code.answers.popleft()] if code.answers else []
     carried = _carry(box, code, judge) if _is_defined(first) else _Carried()
@@ -101,10 +103,10 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
         return TestResult(False, *_not_defined(first, *code_end, entry_point))
     if carried.verdict is not None and not code_end[0]:
         return _judged(carried.verdict, carried.last)
-    if code_end[0] and (carried.asked or carried.answered):
+    if carried.asked:
+        return TestResult(False, code_end[0] or "early_exit", code_end[1])
+    if code_end[0] and carried.answered:
         return TestResult(False, *code_end)
-    if carried.asked and code.ended_by_itself:
-        return TestResult(False, "early_exit")
     reason, message = judge_end[0] or code_end[0] or "early_exit", judge_end[1]
     if carried.answered:  # by what it was answered: a number too large to count to, a text too long to print
         return TestResult(False, reason, f"in the test, after {carried.answered} answers {message}".rstrip())
@@ -243,10 +245,10 @@ def _to_its_end(box: Box, run: Run) -> ScriptResult:
     return ScriptResult(_text(run.out), _text(run.err), status, reason, message)
 
 
-def _finish(box: Box, run: Run) -> tuple[str, str]:
-    """End the run; why it did not come to its end by itself, if so, and in what state."""
+def _finish(box: Box, run: Run, patience: float = 0.0) -> tuple[str, str]:
+    """End the run, unless it does so itself in time; why it did not come to its end as it should, and in what state."""
     by_itself = run.ended_by_itself
-    ended = box.end(run)
+    ended = box.end(run, 0.0 if run.fault else patience)
     killed = by_itself and ended.status in (-signal.SIGKILL, -signal.SIGXCPU)
     out_of_memory = (killed or box.plan.programs) and box.memory_kills() > 0
     if run.fault:

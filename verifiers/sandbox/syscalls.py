@@ -9,7 +9,8 @@ import ctypes
 import os
 import platform
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 _TABLE = """
 accept4:288:242 accept:43:202 access:21:- acct:163:89 add_key:248:217 alarm:37:- arch_prctl:158:- bind:49:200
@@ -76,6 +77,17 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """The system call `name`; integers travel as C longs. Raises OSError with the kernel's reason."""
     return _checked(name, _LIBC.syscall(ctypes.c_long(numbers()[name]), *map(_argument, arguments)))
+
+
+def prepare(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> Callable[[], None]:
+    """The same call for later, and for many times: what can be made ready for it is."""
+    function = partial(_LIBC.syscall, ctypes.c_long(numbers()[name]), *map(_argument, arguments))
+
+    def make() -> None:
+        if function() < 0:
+            _checked(name, -1)
+
+    return make
 
 
 def libc(name: str, *arguments: int | bytes | None) -> int:

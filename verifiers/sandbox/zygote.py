@@ -5,10 +5,11 @@ what is expected of it: those travel on descriptors that come with the request a
 
     -> the plan                                   <- {"unshared": true}, when it wants users mapped
     -> {"mapped": two_users}                      <- {"ready": true} | {"failed": reason}
-    -> {"run": n, "scratch": bool} + 4 descriptors
-    -> {"end": n}                                 <- {"ended": n, "status": ..., "cpu": seconds, "memory": bytes}
+    -> ASK: START and 4 descriptors, or END       <- ENDED
+                                                  <- REFUSED and a reason
 
-Standard library only, and little of that: what it has loaded is copied by every fork.
+Standard library only, and little of that: what it has loaded is copied by every fork, and so is each page of memory that it
+touches between one fork and the next. For that reason what it does for each run is short and allocates little.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 from typing import Any, NoReturn
 
 from headrace.verifiers.sandbox import child, landlock, namespaces, seccomp
 
 MESSAGE_BYTES = 1 << 16
+ASK = struct.Struct("=cI?")  # START or END, the run, whether it has a folder to write to
+START, END = b"s", b"e"
+ENDED = struct.Struct(
+    "=cIidQ"
+)  # b"x", the run, its status as subprocess has it, seconds of the processor, bytes of memory
+REFUSED = struct.Struct("=cI")  # b"r", the run; behind it the reason
+_DESCRIPTORS = struct.Struct("=4i")
+_SPACE = 64  # for these, with their header
 _SET_SUBREAPER = 36
+_KILL = int(signal.SIGKILL)
 
 
 def main() -> None:
@@ -87,7 +98,8 @@ class Zygote:
 
     def __init__(self, control: socket.socket, plan: dict[str, Any]) -> None:
         self._control = control
-        self._plan = {**plan, "server": os.getpid()}
+        self._plan = plan
+        self._to_host = control.fileno()
         self._in_namespaces = plan["namespaces"]
         self._runs: dict[int, _Run] = {}  # by the descriptor that tells of its end
         self._poll = select.poll()
@@ -105,9 +117,9 @@ class Zygote:
             readable = [source for source, _ in plan["readable"]]
             namespaces.syscalls.libc("prctl", _SET_SUBREAPER, 1, 0, 0, 0)
             os.chdir("/")
-        self._rulesets = self._make_rulesets(readable) if plan["landlock"] else {}
+        rulesets = self._make_rulesets(readable) if plan["landlock"] else {}
         self._processes = namespaces.ProcessNamespaces() if self._in_namespaces else None
-        self._filter = self._run_filter(own_pid=1)
+        self._confinement = child.Confinement(plan, self._run_filter(), rulesets)
         seccomp.renounce_privileges()
         if plan["seccomp"]:
             seccomp.Filter(seccomp.server_program(programs=plan["programs"])).install()
@@ -117,12 +129,14 @@ class Zygote:
         gc.collect()
         gc.freeze()  # the collector's marks would copy pages in every child
 
-    def _run_filter(self, own_pid: int) -> seccomp.Filter | None:
+    def _run_filter(self) -> seccomp.Filter | None:
         if not self._plan["seccomp"]:
             return None
-        return seccomp.Filter(
-            seccomp.run_program(programs=self._plan["programs"], own_files=self._in_namespaces, own_pid=own_pid)
+        own = self._in_namespaces
+        program = seccomp.run_program(
+            programs=self._plan["programs"], own_files=own, own_pid=1 if own else seccomp.OWN_PID
         )
+        return seccomp.Filter(program)
 
     def _preload(self, modules: list[str]) -> None:
         for name in modules:
@@ -144,23 +158,24 @@ class Zygote:
         """Until the host is gone."""
         while True:
             for descriptor, _ in self._poll.poll():
-                if descriptor == self._control.fileno():
+                if descriptor == self._to_host:
                     self._obey()
                 else:
                     self._reap(descriptor)
 
     def _obey(self) -> None:
-        payload, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, 4)
+        payload, passed, _, _ = self._control.recvmsg(ASK.size, _SPACE)
         if not payload:
             self._leave()
-        message = json.loads(payload)
-        if "run" in message:
-            self._start(message["run"], message["scratch"], descriptors)
+        kind, number, scratch = ASK.unpack(payload)
+        if kind == START:
+            descriptors = _DESCRIPTORS.unpack(passed[0][2])
+            self._start(number, scratch, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
         else:
             for run in self._runs.values():
-                if run.number == message["end"]:
+                if run.number == number:
                     run.kill()
 
     def _leave(self) -> NoReturn:
@@ -172,11 +187,11 @@ class Zygote:
             run.reap_group()
         os._exit(0)
 
-    def _start(self, number: int, scratch: bool, descriptors: list[int]) -> None:
+    def _start(self, number: int, scratch: bool, descriptors: tuple[int, ...]) -> None:
         try:
             pid = self._processes.fork() if self._processes else os.fork()
         except OSError as error:
-            _say(self._control, ended=number, failed=str(error))
+            self._refuse(number, error)
             return
         if pid == 0:
             self._become_child(number, scratch, descriptors)
@@ -187,18 +202,17 @@ class Zygote:
         self._runs[end] = _Run(number, pid, end, scratch, group=self._processes is None)
         self._poll.register(end, select.POLLIN)
 
-    def _become_child(self, number: int, scratch: bool, descriptors: list[int]) -> NoReturn:
+    def _refuse(self, number: int, error: OSError) -> None:
+        self._control.send(REFUSED.pack(b"r", number) + f"{type(error).__name__}: {error}".encode())
+
+    def _become_child(self, number: int, scratch: bool, descriptors: tuple[int, ...]) -> NoReturn:
         status = 70
         try:
-            own = self._control.fileno()
-            ruleset = self._rulesets.get(scratch)
-            control = child.take_descriptors(descriptors, keep={own} if ruleset is None else {own, ruleset})
+            control = self._confinement.take_descriptors(descriptors, self._to_host, scratch)
             try:
-                if self._processes is None:  # elsewhere it is process 1
-                    self._filter = self._run_filter(own_pid=os.getpid())
-                child.confine(self._plan, self._filter, ruleset, scratch, close=own)
+                self._confinement.put_on(scratch, self._to_host)
             except OSError as error:  # nothing of the program has been read yet
-                _say(self._control, ended=number, failed=f"{type(error).__name__}: {error}")
+                self._refuse(number, error)
                 os._exit(status)
             status = child.run(control)
         finally:
@@ -214,13 +228,8 @@ class Zygote:
         if self._in_namespaces and run.scratch and _fingerprint() != self._work:
             namespaces.renew_work(self._plan["scratch_bytes"])
             self._work = _fingerprint()
-        _say(
-            self._control,
-            ended=run.number,
-            status=os.waitstatus_to_exitcode(status),
-            cpu=usage.ru_utime + usage.ru_stime,
-            memory=usage.ru_maxrss * 1024,
-        )
+        code = os.waitstatus_to_exitcode(status)
+        self._control.send(ENDED.pack(b"x", run.number, code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
 
 
 class _Run:
@@ -235,7 +244,7 @@ class _Run:
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._end, signal.SIGKILL)
+            signal.pidfd_send_signal(self._end, _KILL)
 
     def end_group(self) -> None:
         """Before the child is reaped, so that its number is nobody else's."""

@@ -63,7 +63,7 @@ MEMORY = [
         "for n in range(10 ** 6):\n    threading.Thread(target=stop.wait, daemon=True).start()\nreturn 'BREACH'"), hangs=True),
     attack("calls", "descriptors_without_end", "exception", function("import os\nwhile True: os.dup(0)")),
     attack("test", "test_is_left_no_processes", "wrong_answer", (
-        "import _thread, time\nstarted = 0\ntry:\n    while True:\n        _thread.start_new_thread(time.sleep, (1e6,))\n        started += 1\n"
+        "import _thread, time\n_thread.stack_size(32768)\nstarted = 0\ntry:\n    while True:\n        _thread.start_new_thread(time.sleep, (1e6,))\n        started += 1\n"
         "except RuntimeError: pass\ndef f(x): return x"), needs_namespaces=True),
     attack("test", "test_gets_a_bomb_to_print", "wrong_answer exception memory output_flood not_plain", function("return 'x' * 30000")),
     attack("command", "memory_of_many_processes", "memory exception wrong_answer timeout starved crash",

@@ -46,7 +46,7 @@ FORGERY = [
            "def f(x): return Evil()"),
     attack("calls", "packer_patched", "wrong_answer", function(
         "import sys\nplain = sys.modules['headrace.verifiers.sandbox.plain']\nplain.pack = lambda *a: True\nreturn 1")),
-    attack("calls", "json_patched", "early_exit bad_answer", function(
+    attack("calls", "json_patched", "wrong_answer", function(
         "import json\njson.dumps = lambda *a, **k: '{\"passed\": true}'\nreturn 1")),
     attack("calls", "json_poisoned", "wrong_answer", function(
         "import sys, types\nsys.modules['json'] = types.SimpleNamespace(dumps=lambda *a: '1')\nreturn 1")),
@@ -148,7 +148,8 @@ FRAMES = {
                                  ".shutdown(socket.SHUT_RDWR)\nos._exit(0)",
 }  # fmt: skip
 FORGERY += [
-    attack("calls", name, "bad_answer not_plain wrong_answer output_flood early_exit exception", function(f"{body}\nreturn x", SPEAK))
+    attack("calls", name, "bad_answer" if "nonce" in name else "bad_answer not_plain wrong_answer output_flood early_exit exception",
+           function(f"{body}\nreturn x", SPEAK))
     for name, body in FRAMES.items()
 ]  # fmt: skip
 FORGERY += [

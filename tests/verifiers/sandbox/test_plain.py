@@ -159,7 +159,7 @@ def test_any_json_is_a_plain_value_or_refused(packed):
 @pytest.mark.parametrize(
     "payload",
     [b"", b"{", b"\xff", b'{"float": 1e999}', b"[" * 100_000, b'{"list":' * 5000 + b"1" + b"}" * 5000, b"1" * 100_000,
-     json.dumps({"float": 10**400}).encode()],
+     json.dumps({"float": 10**400}).encode(), json.dumps({"complex": [10**400, 0]}).encode()],
 )  # fmt: skip
 def test_what_is_no_message_is_refused(payload):
     with pytest.raises(plain.NotPlain):

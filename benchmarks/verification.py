@@ -72,8 +72,14 @@ MATH_ROWS = [
     (r"\sqrt{3} + 1", r"$\boxed{1 + \sqrt{3}}$"),
     ("1000", r"In total $\boxed{1{,}000}$."),
 ]
-BOMBS = [r"$\boxed{9^{9^{9^{9}}}}$", r"$\boxed{\sqrt{" * 60, r"$\boxed{" + "(" * 500 + "1" + ")" * 500 + "}$",
-         r"$\boxed{(10^{10^{10}})!}$", r"$\boxed{" + "x^{" * 200 + "2" + "}" * 200 + "}$"]  # fmt: skip
+BOMBS = [  # gold and completion
+    ("4", r"$\boxed{9^{9^{9^{9}}}}$"),
+    ("x^2", r"$\boxed{(x+1)^{9^{9^{9}}}}$"),
+    ("x^2", r"$\boxed{" + "x^{" * 60 + "2" + "}" * 60 + "}$"),
+    ("x", r"$\boxed{\sin(\cos(" + "x+" * 80 + "1))^{1000000}}$"),
+    ("x+1", r"$\boxed{" + "(" * 40 + "x+1" + ")^{9}" * 40 + "}$"),
+    ("4", r"$\boxed{" + "(" * 500 + "1" + ")" * 500 + "}$"),
+]
 
 
 def rate(count: int, action: Callable[[], object]) -> float:
@@ -182,7 +188,7 @@ def mathematics(pairs: int) -> None:
 
 
 def survived(verifier: Verifier) -> str:
-    samples = [Sample(bomb, {"answer": "4"}) for bomb in BOMBS]
+    samples = [Sample(bomb, {"answer": gold}) for gold, bomb in BOMBS]
     started = time.perf_counter()
     verdicts = verifier.verify_many(samples)
     seconds = time.perf_counter() - started

@@ -30,6 +30,7 @@ TIME = [
     attack("script", "script_sleeps", "timeout", "import time\nprint('7')\ntime.sleep(1e6)", hangs=True),
     attack("script", "thread_that_never_ends", "timeout", "import threading\nprint('7')\nthreading.Thread(target=threading.Event().wait).start()", hangs=True),
     attack("test", "test_is_kept_waiting", "timeout", function("import time\ntime.sleep(1e6)"), hangs=True),
+    attack("test", "test_is_kept_waiting_on_load", "timeout", "import time\ntime.sleep(1e6)\ndef f(x): return x", hangs=True),
     attack("test", "test_is_shut_out", "timeout", function("import time\nos.close(speaker()._descriptor)\ntime.sleep(1e6)", SPEAK), hangs=True),
 ]  # fmt: skip
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from headrace.verifiers.code import same_value
 from headrace.verifiers.sandbox import starvation
@@ -247,6 +248,7 @@ def _shown(value: Any) -> str:
 def run_suite(level: str) -> dict[str, Outcome]:
     """Every attack that this level is for."""
     layers = levels()[level]
+    before = _held()
     world = World(level)
     outcomes: dict[str, Outcome] = {}
     with contextlib.closing(world), _sandboxes(layers) as sandboxes:
@@ -260,7 +262,20 @@ def run_suite(level: str) -> dict[str, Outcome]:
             results = threads.map(lambda each: _alone(sandboxes, each, world.marker), hanging)
             outcomes |= {attack.name: outcome for attack, outcome in zip(hanging, results, strict=True)}
         outcomes["all that hang"] = Outcome("", world.violations())
+    left = [f"{key}: {value}, not {before[key]}" for key, value in _held().items() if value != before[key]]
+    outcomes["the whole suite"] = Outcome("", left)
     return outcomes
+
+
+def _held() -> dict[str, Any]:
+    """What this process has of the host's, and would still have if the suite had left something."""
+    own = os.getpid()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "control groups": sorted(map(str, Path("/sys/fs/cgroup").glob(f"**/headrace-{own}-*"))),
+        "processes": sorted(child.pid for child in psutil.Process().children(recursive=True)),
+    }
 
 
 @contextlib.contextmanager

@@ -67,9 +67,7 @@ class GeneratorStatus(msgspec.Struct, frozen=True):
 class StagedUpdate(msgspec.Struct, frozen=True):
     """What the engine's workers hold after a transfer."""
 
-    version: int
     checksums: list[str]  # one a worker
-    seconds: float
 
 
 class StagingFailed(Exception):
@@ -210,9 +208,8 @@ class Generator:
                 await self._started.abort_update()
                 raise StagingFailed(failed[0] if failed else f"no complete weights after {deadline_seconds:.0f} s")
             if all(worker.state is StagingState.READY for worker in workers):
-                seconds = max(worker.seconds for worker in workers)
-                self._metrics.observe(telemetry.GENERATOR_RECEIVE, seconds)
-                return StagedUpdate(manifest.version, [worker.checksum or "" for worker in workers], seconds)
+                self._metrics.observe(telemetry.GENERATOR_RECEIVE, max(worker.seconds for worker in workers))
+                return StagedUpdate([worker.checksum or "" for worker in workers])
             await asyncio.sleep(POLL_SECONDS)
 
     async def swap(self, version: int, clear_cache: bool) -> float:

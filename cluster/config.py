@@ -103,7 +103,7 @@ class RewardSection(Section):
     verifier: str | None = None
     """Registered verifier, by name."""
     options: dict[str, Any] = {}
-    """The verifier's own options."""
+    """The verifier's own options; with `function` its limits."""
     function: str | None = None
     """A function of your own instead: `file.py:name`, called as name(completion, row) -> float in [0, 1]."""
     python: str | None = None

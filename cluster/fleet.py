@@ -308,7 +308,6 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             threads=None if on_gpu else learner.threads,
         ),
         world_size=learner.ranks,
-        serving_dtype=job.rollout.dtype,
         sync_backend="nccl" if on_gpu and job.rollout.gpus > 0 else "gloo",
         sync_timeout_seconds=job.weight_sync.timeout_seconds,
         log_dir=log_dir,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +176,29 @@ def run_data(job: JobConfig, rows: dict[str, list[dict[str, Any]] | None]) -> Ru
 
 
 def reward_files(reward: RewardSection) -> dict[str, Path]:
-    """The files that a reward names, by key: its function's, and those of options that end in `_path`."""
-    named = {f"reward.options.{key}": value for key, value in reward.options.items() if key.endswith("_path")}
-    if reward.function is not None:
-        named["reward.function"] = reward.function.rpartition(":")[0]
-    paths = {key: Path(reward.base_dir) / value for key, value in named.items() if isinstance(value, str)}
+    """The files that a reward names, by key: its function's and those of options that end in `_path`, also of its parts."""
+    named = _named_files("reward", {"function": reward.function, "options": reward.options})
+    paths = {key: Path(reward.base_dir) / value for key, value in named}
     return {key: path for key, path in paths.items() if path.is_file()}
+
+
+def _named_files(place: str, entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of `[reward]`, or of one of the `parts` of a verifier that is made of others."""
+    options = entry.get("options")
+    options = options if isinstance(options, dict) else {}
+    for key, function in (
+        (f"{place}.function", entry.get("function")),
+        (f"{place}.options.function", options.get("function")),
+    ):
+        if isinstance(function, str):
+            yield key, function.rpartition(":")[0]
+    for key, value in options.items():
+        if key.endswith("_path") and isinstance(value, str):
+            yield f"{place}.options.{key}", value
+    parts = options.get("parts")
+    for index, part in enumerate(parts if isinstance(parts, list) else []):
+        if isinstance(part, dict):
+            yield from _named_files(f"{place}.options.parts.{index}", part)
 
 
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:

@@ -32,7 +32,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     grad_clip: float = 1.0
 
     dtype: str = "float32"  # of the computation; the trained weights and the optimizer's moments are float32 always
-    serving_dtype: str = "bfloat16"  # of the exported model
+    serving_dtype: str = "bfloat16"  # of the weights that are sent and exported
     dithered_rounding: bool = True  # of the weights that are sent and exported: learner/rounding.py
     max_tokens_per_pack: int = 2048
     head_chunk_tokens: int = 1024

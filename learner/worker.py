@@ -35,7 +35,6 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     host: str  # metrics bind to it
     learner: LearnerSettings
     world_size: int
-    serving_dtype: str
     sync_backend: str  # "gloo" or "nccl"
     sync_timeout_seconds: float
     log_dir: str | None
@@ -133,7 +132,7 @@ class LearnerWorker:
     def snapshot(self, version: int, probe_sequences: list[list[int]]) -> Snapshot | None:
         """Make the present weights ready to be sent; every rank joins in, rank 0 answers."""
         start = time.monotonic()
-        tensors = self._rank.named_full_tensors(dtype_of(self._settings.serving_dtype))
+        tensors = self._rank.named_full_tensors(dtype_of(self._settings.learner.serving_dtype))
         manifest = None
         if self._sender is not None:
             manifest = self._sender.snapshot(version, tensors)

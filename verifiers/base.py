@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
@@ -87,6 +87,12 @@ class Options(BaseModel):
 
 
 OptionsModel = TypeVar("OptionsModel", bound=Options)
+VerifierKind = TypeVar("VerifierKind", bound=Verifier)
+
+
+def rebuild(kind: Callable[..., VerifierKind], options: dict[str, Any]) -> VerifierKind:
+    """What a verifier that is its options is unpickled by: `return rebuild, (type(self), self.options.model_dump())`."""
+    return kind(**options)
 
 
 def parse_options(model: type[OptionsModel], options: dict[str, Any], verifier: str) -> OptionsModel:

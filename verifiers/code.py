@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
+from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, rebuild, scored
 from headrace.verifiers.records import Sample, Verdict
 from headrace.verifiers.sandbox.box import BoxFailed
 from headrace.verifiers.sandbox.plain import NotPlain
@@ -85,7 +85,7 @@ class CodeVerifier(Verifier):
         self._sandbox = Sandbox(plan, boxes=given.boxes, allow_degraded=given.allow_degraded)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
+        return rebuild, (type(self), self.options.model_dump())
 
     def start(self) -> None:
         self._sandbox.start()
@@ -230,10 +230,6 @@ class CodeVerifier(Verifier):
 
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/work/run", "LANG": "C.UTF-8"}
-
-
-def _rebuild(kind: type[CodeVerifier], options: dict[str, Any]) -> CodeVerifier:
-    return kind(**options)
 
 
 def _printed(tests: list[Any]) -> bool:

@@ -12,14 +12,13 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, scored
-from headrace.verifiers.confinement import require_confinement
+from headrace.verifiers.base import not_run, parse_options, rebuild, scored
+from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.instruction_checks import (
     ABBREVIATIONS,
@@ -31,7 +30,6 @@ from headrace.verifiers.instruction_checks import (
     shows_something,
 )
 from headrace.verifiers.instruction_table import IFEVAL, INSTRUCTIONS, Instruction, WrongInstruction, read_instruction
-from headrace.verifiers.limited_process import LimitedProcess, Limits
 from headrace.verifiers.records import Sample, Verdict
 
 _PACKAGE = "if_verifiable"
@@ -40,7 +38,7 @@ _CHECK_FAULTS = (ValueError, IndexError, KeyError, RecursionError, csv.Error)
 """What the library's checks raise on text they did not think of; such text follows no instruction."""
 
 
-class InstructionsOptions(Options):
+class InstructionsOptions(ConfinedOptions):
     ids_field: str = "instruction_id_list"
     """Row field with the ids of the instructions."""
     arguments_field: str = "kwargs"
@@ -49,15 +47,9 @@ class InstructionsOptions(Options):
     """What a completion says before the last of these marks is not looked at; none: all is."""
     partial_credit: bool = False
     """The reward is the share of instructions that are followed; false: all or nothing."""
-    sandbox: bool = True
-    """Check in a process of its own, with little memory and time and without network or files."""
-    timeout_seconds: float = Field(2.0, gt=0, le=3600)
-    """Processor time of one check; sandbox only."""
-    memory_bytes: int = Field(512 << 20, ge=64 << 20)
-    """Memory of one check; sandbox only."""
 
 
-class InstructionsVerifier(Verifier):
+class InstructionsVerifier(ConfinedVerifier):
     """The options of `InstructionsOptions` by name. Reward 1 if every instruction is followed to the letter.
 
     Reasons: `followed`, `not_followed`, `empty`, `timeout`, `memory`, `crash`. As infra_error: `bad_row`, `verifier_error`,
@@ -70,30 +62,14 @@ class InstructionsVerifier(Verifier):
         self.options = parse_options(InstructionsOptions, options, "instructions")
         if importlib.util.find_spec(_PACKAGE) is None:
             raise UserError(_MISSING)
-        self._process: LimitedProcess | None = None
-        self._check: InstructionsCheck | None = None
-        if self.options.sandbox:
-            require_confinement()
-            limits = Limits(cpu_seconds=self.options.timeout_seconds, memory_bytes=self.options.memory_bytes)
-            self._process = LimitedProcess(f"{__name__}:load_check", self.options.model_dump(mode="json"), limits)
+        fields = (self.options.ids_field, self.options.arguments_field)
+        self._set_up(self.options, load_check, self.options.model_dump(mode="json"), self._load_here, fields)
+
+    def _load_here(self) -> Callable[[Sample], Verdict]:
+        return InstructionsCheck(self.options, load_library()).verify
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
-
-    def verify(self, sample: Sample) -> Verdict:
-        return self.verify_many([sample])[0]
-
-    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
-        if self._process is None:
-            if self._check is None:
-                self._check = InstructionsCheck(self.options, load_library())
-            return [self._check.verify(sample) for sample in samples]
-        fields = (self.options.ids_field, self.options.arguments_field)
-        needed = [
-            Sample(sample.completion, {field: sample.row[field] for field in fields if field in sample.row})
-            for sample in samples
-        ]
-        return self._process.verify_many(needed)
+        return rebuild, (type(self), self.options.model_dump())
 
     def check_row(self, row: dict[str, Any]) -> str | None:
         try:
@@ -101,18 +77,6 @@ class InstructionsVerifier(Verifier):
         except WrongInstruction as fault:
             return str(fault)
         return None
-
-    def start(self) -> None:
-        if self._process is not None:
-            self._process.start()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
-
-
-def _rebuild(kind: type[InstructionsVerifier], options: dict[str, Any]) -> InstructionsVerifier:
-    return kind(**options)
 
 
 def read_row(row: dict[str, Any], options: InstructionsOptions) -> list[Instruction]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 from pydantic import Field, field_validator
 
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
+from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, rebuild, scored
 from headrace.verifiers.call_forms import CallFault, strict_json
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.judge_cache import AnswerCache, DiskCache, MemoryCache
@@ -131,7 +131,7 @@ class JudgeVerifier(Verifier):
         return cls(**{**options, **resolved})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), {**self.options.model_dump(), "rubric": self._template, "rubric_path": None})
+        return rebuild, (type(self), {**self.options.model_dump(), "rubric": self._template, "rubric_path": None})
 
     def start(self) -> None:
         """Open the connection pool and the cache. Raises UserError where the key is missing or the cache unusable."""
@@ -312,10 +312,6 @@ class _Session:
     def close(self) -> None:
         self.client.close()
         self._cache.close()
-
-
-def _rebuild(kind: type[JudgeVerifier], options: dict[str, Any]) -> JudgeVerifier:
-    return kind(**options)
 
 
 def _wrong(option: str, message: str) -> WrongOption:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field
-
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
-from headrace.verifiers.confinement import require_confinement
+from headrace.verifiers.base import not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.limited_process import LimitedProcess, Limits
 from headrace.verifiers.math_answer import LONGEST_ANSWER, AnswerFault, FoundAnswer, boxes, find_answer
 from headrace.verifiers.math_compare import MATCH, Outcome, compare, is_word, warm_up
 from headrace.verifiers.math_form import clean
@@ -29,7 +26,7 @@ _ITSELF = "check_gold"  # in place of a completion's row: gold against itself, t
 _OTHER = "q_{7}+1"
 
 
-class MathOptions(Options):
+class MathOptions(ConfinedOptions):
     answer_field: str = "answer"
     """Row field with gold: text, LaTeX or a number."""
     require_box: bool = False
@@ -40,15 +37,9 @@ class MathOptions(Options):
     """A number must be given as a number: 2^{10}, \\sqrt{16} or a sum that restates the question are not taken for it."""
     units: bool = True
     """Two units that differ are an error; a missing one never is."""
-    sandbox: bool = True
-    """Check in a process of its own, with little memory and time and without network or files."""
-    timeout_seconds: float = Field(2.0, gt=0, le=3600)
-    """Processor time of one check; sandbox only."""
-    memory_bytes: int = Field(512 << 20, ge=64 << 20)
-    """Memory of one check; sandbox only."""
 
 
-class MathVerifier(Verifier):
+class MathVerifier(ConfinedVerifier):
     """The options of `MathOptions` by name. Reward 1 for the right answer, else 0.
 
     Reasons: `match`; `wrong_answer`, `no_answer`, `unfinished_box`, `several_answers`, `hedged`, `not_a_number`,
@@ -62,23 +53,13 @@ class MathVerifier(Verifier):
         self.options = parse_options(MathOptions, options, "math")
         if importlib.util.find_spec("math_verify") is None:
             raise UserError("verifier `math` needs the package math-verify: pip install 'headrace[math]'")
-        self._process: LimitedProcess | None = None
-        self._check: Callable[[Sample], Verdict] | None = None
-        if self.options.sandbox:
-            require_confinement()
-            limits = Limits(cpu_seconds=self.options.timeout_seconds, memory_bytes=self.options.memory_bytes)
-            self._process = LimitedProcess(f"{__name__}:load_check", self.options.model_dump(mode="json"), limits)
+        state = self.options.model_dump(mode="json")
+        self._set_up(
+            self.options, load_check, state, lambda: MathCheck(self.options).verify, [self.options.answer_field]
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
-
-    def verify(self, sample: Sample) -> Verdict:
-        return self.verify_many([sample])[0]
-
-    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
-        field = self.options.answer_field
-        needed = [Sample(sample.completion, {field: sample.row.get(field)}) for sample in samples]
-        return self._run(needed)
+        return rebuild, (type(self), self.options.model_dump())
 
     def check_row(self, row: dict[str, Any]) -> str | None:
         field = self.options.answer_field
@@ -89,25 +70,6 @@ class MathVerifier(Verifier):
         if verdict.kind is VerdictKind.PASS:
             return None
         return f"field `{field}`: {printable(str(row[field]), 80)!r} cannot be checked against ({verdict.reason})"
-
-    def _run(self, samples: Sequence[Sample]) -> list[Verdict]:
-        if self._process is not None:
-            return self._process.verify_many(samples)
-        if self._check is None:
-            self._check = MathCheck(self.options).verify
-        return [self._check(sample) for sample in samples]
-
-    def start(self) -> None:
-        if self._process is not None:
-            self._process.start()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
-
-
-def _rebuild(kind: type[MathVerifier], options: dict[str, Any]) -> MathVerifier:
-    return kind(**options)
 
 
 def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:

@@ -162,11 +162,10 @@ class WeightTensor(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WeightManifest(msgspec.Struct, frozen=True):
-    """What a weight update consists of: the tensors in sending order, and the digest of all their bytes."""
+    """What a weight update consists of: the tensors in sending order."""
 
     version: int
     tensors: list[WeightTensor]
-    checksum: str  # see `weight_sync.transport.checksum`
 
 
 LEARNER_PHASES = ("pack", "forward", "backward", "optimizer")

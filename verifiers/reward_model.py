@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, scored
+from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, rebuild, scored
 from headrace.verifiers.errors import WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
@@ -78,7 +78,7 @@ class RewardModelVerifier(Verifier):
         return cls(**options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
+        return rebuild, (type(self), self.options.model_dump())
 
     def start(self) -> None:
         """Load the model. Raises UserError where that fails."""
@@ -174,7 +174,3 @@ def scale(score: float, scaling: Literal["sigmoid", "affine"], center: float, wi
     if scaling == "affine":
         return min(1.0, max(0.0, 0.5 + distance / 2))
     return 0.5 * (1.0 + math.tanh(distance / 2))  # the logistic function, without overflow
-
-
-def _rebuild(kind: type[RewardModelVerifier], options: dict[str, Any]) -> RewardModelVerifier:
-    return kind(**options)

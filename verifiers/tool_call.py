@@ -7,30 +7,25 @@ knows the schemas, `call_reward.py` gives the verdict.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field
-
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable
+from headrace.verifiers.base import not_run, parse_options, printable
 from headrace.verifiers.call_forms import CallFault, CallForm, as_json_call, parse_calls
 from headrace.verifiers.call_reward import GoldCall, RewardWeights, judge
-from headrace.verifiers.confinement import require_confinement
+from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.limited_process import LimitedProcess, Limits
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 from headrace.verifiers.tool_set import ToolSet, canonical, warm_up
 
 MAX_GOLD_CALLS = 8
 
 
-class ToolCallOptions(Options):
+class ToolCallOptions(ConfinedOptions):
     schema_path: str | None = None
     """Tools as JSON, in OpenAI's form or bare; None: every row brings its own."""
-    sandbox: bool = True
-    """Check in a process of its own, with little memory and time and without network or files."""
     form: CallForm = "any"
     """How calls are written: `hermes` tags, `json` objects, or `any` of the two."""
     allow_text: bool = False
@@ -46,13 +41,9 @@ class ToolCallOptions(Options):
     {name: {argument: [allowed values]}}, where "" among the values means that the argument may be absent."""
     tools_field: str = "tools"
     """Row field with the row's own tools, in place of the file's."""
-    timeout_seconds: float = Field(2.0, gt=0, le=3600)
-    """Processor time of one check; sandbox only."""
-    memory_bytes: int = Field(512 << 20, ge=64 << 20)
-    """Memory of one check; sandbox only."""
 
 
-class ToolCallVerifier(Verifier):
+class ToolCallVerifier(ConfinedVerifier):
     """The options of `ToolCallOptions` by name; relative paths start at the working directory.
 
     Raises UserError for a wrong option, for a tools file with something wrong in it (file, tool and reason), and with
@@ -69,46 +60,22 @@ class ToolCallVerifier(Verifier):
         path = str(schema_path) if isinstance(schema_path, Path) else schema_path
         parsed = parse_options(ToolCallOptions, {"schema_path": path, **options}, "tool_call")
         tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
-        self._set_up(parsed, tools)
+        self._with(parsed, tools)
 
     @classmethod
     def from_options(cls, options: dict[str, Any], base_dir: Path) -> Self:
         path = options.get("schema_path")
         return cls(**{**options, "schema_path": str(base_dir / path)} if isinstance(path, str) else options)
 
-    def _set_up(self, options: ToolCallOptions, tools: ToolSet | None) -> None:
+    def _with(self, options: ToolCallOptions, tools: ToolSet | None) -> None:
         self.options = options
         self._tools = tools
-        self._check = ToolCallCheck(options, tools)
-        self._process: LimitedProcess | None = None
-        if options.sandbox:
-            require_confinement()
-            limits = Limits(cpu_seconds=options.timeout_seconds, memory_bytes=options.memory_bytes)
-            self._process = LimitedProcess(f"{__name__}:load_check", self._state(), limits)
-
-    def verify(self, sample: Sample) -> Verdict:
-        return self.verify_many([sample])[0]
-
-    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
-        if self._process is None:
-            return [self._check.verify(sample) for sample in samples]
-        fields = (self.options.gold_field, self.options.alternatives_field, self.options.tools_field)
-        needed = [
-            Sample(sample.completion, {field: sample.row[field] for field in fields if field in sample.row})
-            for sample in samples
-        ]
-        return self._process.verify_many(needed)
+        check = self._rows = ToolCallCheck(options, tools)
+        fields = (options.gold_field, options.alternatives_field, options.tools_field)
+        self._set_up(options, load_check, self._state(), lambda: check.verify, fields)
 
     def check_row(self, row: dict[str, Any]) -> str | None:
-        return self._check.check_row(row)
-
-    def start(self) -> None:
-        if self._process is not None:
-            self._process.start()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
+        return self._rows.check_row(row)
 
     def _state(self) -> dict[str, Any]:
         definitions = None if self._tools is None else self._tools.definitions
@@ -118,7 +85,7 @@ class ToolCallVerifier(Verifier):
         return self._state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up(*_parsed_state(state))
+        self._with(*_parsed_state(state))
 
 
 def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:

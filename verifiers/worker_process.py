@@ -215,15 +215,21 @@ class _Child:
         """Kill it with all that it started, and take its status; how it ended, as one clause."""
         # A closed pipe means that it is ending by itself: its own status says more than our signal would. Its status is
         # left where it is until the group is killed: so long nobody else can have its number.
-        patience = time.monotonic() + (1 if self._hung_up() else 0)
-        while not self.ended and time.monotonic() < patience:
-            time.sleep(0.005)
+        if self._hung_up():
+            self._wait_ended(1.0)
         self.kill()
         code = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
         return f"ended with {signal.strsignal(-code)} (signal {-code})" if code < 0 else f"ended with status {code}"
+
+    def _wait_ended(self, seconds: float) -> None:
+        descriptor = os.pidfd_open(self.process.pid)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(seconds * 1000)
+        os.close(descriptor)
 
     def _hung_up(self) -> bool:
         poll = select.poll()

@@ -58,7 +58,7 @@ class WeightSender:
                 if name != expected:
                     raise ValueError(f"snapshot of version {version}: tensor {name!r} where {expected!r} was before")
                 target.copy_(source)
-            self.manifest, self._checksum = WeightManifest(version, self._layout.tensors, ""), None
+            self.manifest, self._checksum = WeightManifest(version, self._layout.tensors), None
             return self.manifest
         finally:
             self._busy.release()

@@ -110,7 +110,7 @@ def test_a_sender_that_dies_in_the_transfer_fails_it_within_the_deadline():
 
 def test_a_sender_that_is_not_there_fails_the_transfer_within_the_deadline():
     receiver = receiver_in(GroupAddress(1, HOST, transport.free_port(HOST), 2, "gloo", 0.5))
-    receiver.receive(WeightManifest(1, [], ""))
+    receiver.receive(WeightManifest(1, []))
     assert settled(receiver).state is StagingState.FAILED
 
 

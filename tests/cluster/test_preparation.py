@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from headrace.cluster.config import JobConfig
+from headrace.cluster.config import JobConfig, RewardSection
 from headrace.cluster.job_file import load_job
-from headrace.cluster.preparation import prepare
+from headrace.cluster.preparation import prepare, reward_files
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.function import CallableVerifier
@@ -359,3 +359,19 @@ def test_the_line_of_a_row_counts_blank_lines_too(folder):
 
 def test_a_row_of_a_parquet_file_is_named_by_its_number(tmp_path):
     assert place_of_row(tmp_path / "rows.parquet", 3) == f"{tmp_path / 'rows.parquet'}: row 3"
+
+
+def test_the_files_of_a_rewards_parts_are_its_files_too(tmp_path):
+    (tmp_path / "rewards.py").write_text("def score(completion, row): return 1.0")
+    (tmp_path / "tools.json").write_text("[]")
+    inner = {"verifier": "python", "options": {"function": "rewards.py:score"}}
+    parts = [
+        {"verifier": "tool_call", "options": {"schema_path": "tools.json"}},
+        {"verifier": "all_of", "options": {"parts": [inner, {"function": "rewards.py:score"}]}},
+    ]
+    section = RewardSection(verifier="weighted_sum", options={"parts": parts}, base_dir=str(tmp_path))
+    assert list(reward_files(section)) == [
+        "reward.options.parts.0.options.schema_path",
+        "reward.options.parts.1.options.parts.0.options.function",
+        "reward.options.parts.1.options.parts.1.function",
+    ]

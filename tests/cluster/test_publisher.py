@@ -106,7 +106,7 @@ class FakeGenerator:
             raise KeyError("a bug")
         self.updating = True
         self.received.append(manifest.version)
-        return StagedUpdate(manifest.version, ["other" if fault == "garbles" else CHECKSUM], 0.0)
+        return StagedUpdate(["other" if fault == "garbles" else CHECKSUM])
 
     async def _swap(self, version: int, clear_cache: bool) -> float:
         self._alive()
@@ -179,7 +179,7 @@ async def publisher_at(
 
 async def hold(publisher: WeightPublisher, version: int, probe: list[list[float]] = PROBE) -> None:
     async def make() -> Snapshot:
-        return Snapshot(WeightManifest(version, [], ""), probe, 0.0)
+        return Snapshot(WeightManifest(version, []), probe, 0.0)
 
     await publisher.hold(make)
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from headrace.verifiers.base import Verifier, not_run, parse_options
+from headrace.verifiers.base import Verifier, not_run, parse_options, rebuild
 from headrace.verifiers.confinement import require_confinement
 from headrace.verifiers.database.checks import GOOD_ROW, PURPOSE, ROW, UNAVAILABLE, PostgresCheck, SqliteCheck
 from headrace.verifiers.database.judge import asks_for_order
@@ -49,7 +49,7 @@ class DatabaseVerifier(Verifier):
             self._postgres = PostgresProcess(given) if given.sandbox else PostgresCheck(given)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
+        return rebuild, (type(self), self.options.model_dump())
 
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_many([sample])[0]
@@ -131,7 +131,3 @@ _NO_SERVER = "its dialect is `postgres`, and the verifier has no `dsn`"
 def _require(library: str) -> None:
     if importlib.util.find_spec(library) is None:
         raise UserError(f"verifier `database` needs {library}: pip install 'headrace[database]'")
-
-
-def _rebuild(kind: type[DatabaseVerifier], options: dict[str, Any]) -> DatabaseVerifier:
-    return kind(**options)

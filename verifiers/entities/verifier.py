@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.util
 import re
 import zoneinfo
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from typing import Any, Literal
 
 import msgspec
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, nearest, not_run, parse_options, printable, scored
-from headrace.verifiers.confinement import require_confinement
+from headrace.verifiers.base import nearest, not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.entities.dates import Date, DateTime, Time
 from headrace.verifiers.entities.kinds import Context, EntityType, NotUnderstood, load_types
 from headrace.verifiers.entities.objects import NoObject, read_object
 from headrace.verifiers.entities.phones import Phone
 from headrace.verifiers.entities.texts import Address, InsuranceId, InsuranceProvider, PartySize, Text
 from headrace.verifiers.errors import UserError, WrongOption
-from headrace.verifiers.limited_process import LimitedProcess, Limits
 from headrace.verifiers.records import Sample, Verdict
 
 BUILT_IN: dict[str, EntityType] = {
@@ -41,7 +40,7 @@ _MAX_VALUE = 300  # characters
 _MAX_FIELDS = 64
 
 
-class EntitiesOptions(Options):
+class EntitiesOptions(ConfinedOptions):
     locale: str = "en_US"
     """For rows that do not say: language and country."""
     locales: list[str] = Field(default_factory=lambda: ["en_US", "en_GB", "de_DE", "es_ES", "fr_FR"])
@@ -54,15 +53,11 @@ class EntitiesOptions(Options):
     """The reward is the share of fields that are right; false: all or nothing."""
     extra_fields: Literal["fail", "ignore"] = "fail"
     """What a field that gold does not have means. One that is null is none."""
-    sandbox: bool = True
-    """Check in a process of its own, with limits and without network or files."""
     timeout_seconds: float = Field(2.0, gt=0, le=600)
     """Processor time of one check; sandbox only."""
-    memory_bytes: int = Field(512 << 20, ge=64 << 20)
-    """Memory of one check; sandbox only."""
 
 
-class EntitiesVerifier(Verifier):
+class EntitiesVerifier(ConfinedVerifier):
     """The options of `EntitiesOptions` by name. A row has `answer` and, as it likes, `fields` (types by field; text where
     it does not say), `reference_datetime`, `time_zone` and `locale`.
 
@@ -79,38 +74,14 @@ class EntitiesVerifier(Verifier):
             if importlib.util.find_spec(library) is None:
                 raise UserError(f"verifier `entities` needs {library}: pip install 'headrace[entities]'")
         self.options = parse_options(EntitiesOptions, options, "entities")
-        self._check = EntitiesCheck(self.options)
-        self._process: LimitedProcess | None = None
-        if self.options.sandbox:
-            require_confinement()
-            limits = Limits(cpu_seconds=self.options.timeout_seconds, memory_bytes=self.options.memory_bytes)
-            self._process = LimitedProcess(f"{__name__}:load_check", self.options.model_dump(mode="json"), limits)
+        check = self._rows = EntitiesCheck(self.options)
+        self._set_up(self.options, load_check, self.options.model_dump(mode="json"), lambda: check.verify, _FIELDS)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.options.model_dump())
-
-    def verify(self, sample: Sample) -> Verdict:
-        return self.verify_many([sample])[0]
-
-    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
-        if self._process is None:
-            return [self._check.verify(sample) for sample in samples]
-        needed = [
-            Sample(sample.completion, {field: sample.row[field] for field in _FIELDS if field in sample.row})
-            for sample in samples
-        ]
-        return self._process.verify_many(needed)
+        return rebuild, (type(self), self.options.model_dump())
 
     def check_row(self, row: dict[str, Any]) -> str | None:
-        return self._check.check_row(row)
-
-    def start(self) -> None:
-        if self._process is not None:
-            self._process.start()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
+        return self._rows.check_row(row)
 
 
 def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:
@@ -118,10 +89,6 @@ def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:
     check = EntitiesCheck(EntitiesOptions.model_validate(state))
     check.warm_up()
     return check.verify
-
-
-def _rebuild(kind: type[EntitiesVerifier], options: dict[str, Any]) -> EntitiesVerifier:
-    return kind(**options)
 
 
 class _BadRow(Exception):

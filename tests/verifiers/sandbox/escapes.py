@@ -10,7 +10,7 @@ from tests.verifiers.sandbox.attacks import LIBC, attack, function, refused
 # Reading, writing and finding out. In the box these paths do not exist, and by Landlock they cannot be opened.
 _PATHS = ("@FOLDER@/canary", "/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/1/environ", "/proc/@HOST@/environ",
           "/proc/self/maps", "/proc/self/mem", "/proc/@HOST@/mem", "/sys/kernel/security/lsm", "/dev/mem", "/dev/kmsg",
-          "/root/.bashrc", "@PROJECT@/pyproject.toml")  # fmt: skip
+          "@PROJECT@/pyproject.toml")  # fmt: skip
 _TRY = '''
 import os
 def tries(*actions):

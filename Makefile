@@ -27,7 +27,7 @@ $(STAMP): requirements.lock demo-model.lock pyproject.toml
 	@$(UV) pip install --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## train the 135M demo model on examples/booking: about eleven minutes on two cores
+demo: $(STAMP) ## train the 135M demo model on examples/booking: about twelve minutes on two cores
 	@rm -rf $(DEMO_RUN)
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 

@@ -21,10 +21,12 @@ import structlog
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
 from headrace.actors.shared_memory import segments_of
 from headrace.actors.this_node import this_node
-from headrace.actors.verification import MemberReport, VerificationClient, infra_error, log_stream
+from headrace.actors.verification import MemberReport
+from headrace.actors.verification_client import VerificationClient
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers import telemetry
+from headrace.verifiers.base import not_run
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import (
     Completion,
@@ -54,6 +56,7 @@ class GeneratorSettings(msgspec.Struct, frozen=True):
     verify_attempts: int
     log_dir: str | None = None  # None: stderr, which Ray keeps
     engine_class: str = "headrace.actors.vllm_engine:VllmEngine"
+    verify_repeatable: bool = False  # a slow check may be given to a second worker
 
 
 class GeneratorStatus(msgspec.Struct, frozen=True):
@@ -78,10 +81,12 @@ class Generator:
     """All methods run in the actor's event loop; many `generate` calls are under way at a time."""
 
     def __init__(self, settings: GeneratorSettings) -> None:
-        telemetry.configure_logging(settings.run, settings.name, log_stream(settings.log_dir, settings.name))
+        telemetry.configure_logging(settings.run, settings.name, telemetry.log_stream(settings.log_dir, settings.name))
         self._settings = settings
         self._metrics = telemetry.Telemetry(telemetry.GENERATOR_METRICS, settings.run, settings.name)
-        self._verification = VerificationClient(settings.verify_timeout_seconds, settings.verify_attempts)
+        self._verification = VerificationClient(
+            settings.verify_timeout_seconds, settings.verify_attempts, repeatable=settings.verify_repeatable
+        )
         self._engine: Engine | None = None
         self._death: EngineDied | None = None
         self._watch: EngineWatch | None = None
@@ -168,7 +173,7 @@ class Generator:
         self._metrics.add(telemetry.GENERATOR_TOKENS, len(output.token_ids))
         self._metrics.add(telemetry.GENERATOR_SAMPLES, stop_reason=output.stop_reason)
         if output.stop_reason is StopReason.ABORTED:
-            verdict = infra_error("aborted", "the engine gave the sample up")
+            verdict = not_run("aborted", message="the engine gave the sample up")
         else:
             verdict = await self._verification.verify(Sample(output.text, lease.prompt.row))
         return Completion(

@@ -10,6 +10,7 @@ TRL = Path(".venv-trl/bin/python")
 SCRIPTS = (
     ["benchmarks.verification"],
     ["benchmarks.rounding"],
+    ["benchmarks.serving_dtype"],
     ["benchmarks.start_and_sync"],
     # TRL takes about a minute a step, and its first is not counted: two steps in each of the pairs.
     ["benchmarks.throughput", "--trl", str(TRL), "--steps", "2"],

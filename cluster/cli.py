@@ -23,9 +23,10 @@ from rich.console import Console
 from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
+from headrace.cluster.errors import RunFailed, first_line
 from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
-from headrace.cluster.pool import RunFailed, first_line
 from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError
 
@@ -55,7 +56,7 @@ def run(
     """Train. Any value of the job can be given here as well: --learner.learning-rate 1e-5."""
     config = load_job(job, context.args)
     if print_config:
-        sys.stdout.write(dump_job(config))
+        sys.stdout.write(dump_job(settle_dtype(config)))
         return
     display = make_display(Console())
     try:

@@ -166,7 +166,9 @@ class RolloutSection(Section):
     """Leases that one engine holds at a time; default: enough to fill `max_num_seqs`, and one in waiting."""
     lease_seconds: Changeable[float] = Field(default=600, gt=0)
     """A lease that has not come back by then is handed out again."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the served weights and the engine's computation. `auto`: bfloat16, or float32 for CPU engines where this machine's
+    CPU has no instructions for bfloat16."""
     tensor_parallel_size: Changeable[int] = Field(default=1, ge=1)
     engines_per_node: Changeable[int | None] = Field(default=None, ge=1)
     """At most so many generators on a node, where the rollout nodes carry the Ray resource `headrace_rollout` (1 each, as

@@ -15,9 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.cluster.checkpoint import Checkpoint, CheckpointStore
 from headrace.cluster.deadlines import within
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.evaluation import EvaluationResult, Evaluator
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.queue_actor import QueueActor
 from headrace.cluster.rollout_queue import Ledger, QueuePlan

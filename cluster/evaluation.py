@@ -17,16 +17,17 @@ from ray.exceptions import RayActorError, RayError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
-from headrace.actors.verification import failed_checks, most_common_failure
 from headrace.cluster.deadlines import within
+from headrace.cluster.errors import RunFailed, first_line
 from headrace.cluster.formats import checks_ran
 from headrace.cluster.members import CALL_SECONDS
-from headrace.cluster.pool import ElasticPool, Member, RunFailed, first_line
+from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.prompt_source import PromptFormat, PromptSource
 from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
 from headrace.cluster.step_record import pass_rate
+from headrace.verifiers.failed_checks import failed_checks, most_common_failure
 from headrace.verifiers.records import Completion, Group, Lease, Prompt, Sampling, decode
 
 log = structlog.get_logger()

@@ -274,6 +274,7 @@ def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class:
         ),
         verify_timeout_seconds=job.verification.timeout_seconds,
         verify_attempts=job.verification.attempts,
+        verify_repeatable=prepared.verifier.repeatable(),
         log_dir=log_dir,
         engine_class=engine_class,
     )

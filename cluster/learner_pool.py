@@ -13,8 +13,8 @@ import structlog
 from ray.exceptions import RayActorError
 
 from headrace.cluster.deadlines import within
+from headrace.cluster.errors import PoolFailed, first_line
 from headrace.cluster.members import Requirements
-from headrace.cluster.pool import PoolFailed, first_line
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.supervised import SupervisedExample

@@ -175,6 +175,8 @@ class VerificationKind:
     async def check(self, member: Member) -> None:
         report: WorkerStatus = await member.handle.report.remote()
         member.inflight, member.done, member.busy_seconds = report.inflight, report.done, report.busy_seconds
+        if report.condemned:
+            member.fail(f"unfit: {report.condemned}")
         if report.call_seconds > self._hung_seconds:
             raise TimeoutError(f"a call of {report.inflight} sample(s) has hung for {report.call_seconds:.0f} s")
 

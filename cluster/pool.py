@@ -12,15 +12,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 import msgspec
 import ray
 import structlog
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from headrace.actors.verification import MemberReport
 from headrace.cluster.deadlines import within
+from headrace.cluster.errors import AttestationFailed, PoolFailed, first_line, original
 from headrace.cluster.placement import describe
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.verifiers.errors import UserError
@@ -85,7 +86,6 @@ class Member:
         )
 
 
-Failure = TypeVar("Failure", bound=Exception)
 SetState = Callable[[Member, MemberState], Awaitable[None]]
 
 
@@ -115,14 +115,6 @@ class MemberKind(Protocol):
     async def clean(self, member: Member) -> None:
         """Give back what the ended member may have left on its node."""
         ...
-
-
-class RunFailed(Exception):
-    """The run cannot go on; the message says why."""
-
-
-class PoolFailed(RunFailed):
-    """The pool has no members left and may start no more."""
 
 
 class ElasticPool:
@@ -399,25 +391,3 @@ class ElasticPool:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
-
-
-class AttestationFailed(Exception):
-    """A member does not hold the weights that it should."""
-
-
-def original(error: Failure) -> Failure:
-    """The error as it was raised in another process: Ray's own is of both types, and its text is a trace."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return cast(Failure, cause)
-
-
-def first_line(error: BaseException) -> str:
-    """The line of an error that names its cause: Ray puts the trace of the other process before it, and pydantic a link
-    and what it was given behind it.
-
-    >>> first_line(ValueError("1 validation error for VllmConfig\\n  Value error, too long [type=value_error, input=1]"))
-    'Value error, too long'
-    """
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith("For further information visit")]
-    return telling[-1].split(" [type=")[0] if telling else ""

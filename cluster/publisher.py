@@ -25,7 +25,8 @@ from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagingFailed
 from headrace.actors.weight_sync.attestation import attest
 from headrace.cluster.deadlines import within
-from headrace.cluster.pool import AttestationFailed, Member, first_line
+from headrace.cluster.errors import AttestationFailed, first_line
+from headrace.cluster.pool import Member
 from headrace.learner.worker import Snapshot
 from headrace.verifiers.records import WeightManifest
 

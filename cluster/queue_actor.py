@@ -21,14 +21,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.this_node import this_node
-from headrace.actors.verification import FailedCheck, failed_checks, log_stream, most_common_failure
 from headrace.cluster import metrics
 from headrace.cluster.deadlines import within
-from headrace.cluster.pool import RunFailed
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.rollout_queue import CommitRecord, Ledger, Outcome, QueuePlan, RolloutQueue
 from headrace.cluster.run_records import QueueStatus
 from headrace.verifiers import telemetry
+from headrace.verifiers.failed_checks import FailedCheck, failed_checks, most_common_failure
 from headrace.verifiers.records import Group, GroupNumbers, decode
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ class QueueActor:
         log_dir: str | None,
         cancel: Callable[[Any], None] = ray.cancel,
     ) -> None:
-        telemetry.configure_logging(run, metrics.QUEUE_MEMBER, log_stream(log_dir, metrics.QUEUE_MEMBER))
+        telemetry.configure_logging(run, metrics.QUEUE_MEMBER, telemetry.log_stream(log_dir, metrics.QUEUE_MEMBER))
         self._run = run
         self._queue: RolloutQueue[Any] = RolloutQueue(source, plan, ledger)
         self._generators: dict[str, GeneratorEntry] = {}

@@ -21,9 +21,9 @@ from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
+from headrace.cluster.errors import RunFailed, first_line
 from headrace.cluster.event_loop import Interrupts
 from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
-from headrace.cluster.pool import RunFailed, first_line
 from headrace.verifiers.child_status import keep_child_statuses
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK

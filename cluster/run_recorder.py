@@ -14,10 +14,10 @@ from headrace.cluster import metrics
 from headrace.cluster.config import JobConfig
 from headrace.cluster.deadlines import within
 from headrace.cluster.display import Display
+from headrace.cluster.errors import first_line
 from headrace.cluster.evaluation import EvaluationResult, evaluation_record, gain, sample_records
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.memory import tree_pss_bytes
-from headrace.cluster.pool import first_line
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch

@@ -29,6 +29,7 @@ from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
+from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.waits import Stopped
 from headrace.learner.optimizer import scheduled_rate
 from headrace.verifiers import telemetry
@@ -69,7 +70,10 @@ def run_job(
     try:
         folder.check(resume)
         if resume:
-            before = check_compatible(job, folder)
+            before = load_job(folder.job)
+        job = settle_dtype(job, before)
+        if before:
+            check_compatible(job, before, folder)
         if engine_class == VLLM_ENGINE:
             check_engine_arguments(job.rollout.engine)
         with ticking(display):
@@ -116,9 +120,8 @@ def run_folder_of(job: JobConfig) -> Path:
     return (job.job.run_dir or Path("runs") / job.job.name).absolute()
 
 
-def check_compatible(job: JobConfig, folder: RunFolder) -> JobConfig:
-    """The job of the run in the folder. Raises UserError, naming the key, when it is another one than this."""
-    before = load_job(folder.job)
+def check_compatible(job: JobConfig, before: JobConfig, folder: RunFolder) -> None:
+    """Raises UserError, naming the key, when the run in the folder had another job than this one."""
     for name in JobConfig.model_fields:
         section, old = getattr(job, name), getattr(before, name)
         if not isinstance(section, Section) or not isinstance(old, Section):
@@ -132,7 +135,6 @@ def check_compatible(job: JobConfig, folder: RunFolder) -> JobConfig:
                     f"--resume: {name}.{key} is {value!r}, but the run in {folder.path} has {was[key]!r}; "
                     "resume with the same job, or start another run with --job.run-dir"
                 )
-    return before
 
 
 def schedule_notice(before: JobConfig, job: JobConfig, step: int) -> str | None:

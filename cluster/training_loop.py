@@ -19,8 +19,8 @@ from ray.exceptions import RayError
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.config import JobConfig
 from headrace.cluster.deadlines import within
+from headrace.cluster.errors import RunFailed, first_line, original
 from headrace.cluster.fleet import Fleet
-from headrace.cluster.pool import RunFailed, first_line, original
 from headrace.cluster.queue_actor import Batch, TakeTimeout
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import QueueStatus

@@ -42,12 +42,22 @@ class Verifier(Protocol):
         """Verdicts in the order of the samples; override it where a batch is cheaper than its parts."""
         return [self.verify(sample) for sample in samples]
 
+    def repeatable(self) -> bool:
+        """Whether a second check of the same sample costs time and nothing else (no money, no trace, no other verdict), so
+        that a slow one may be given to a second worker meanwhile."""
+        return False
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         """What is wrong with a data row, in one clause, or None; the caller knows file and line and adds them."""
         return None
 
     def start(self) -> None:
         """Bring up what the first verdict would otherwise wait for. Raises UserError where this host cannot run it."""
+
+    def missing_layers(self) -> str:
+        """What this host lacks of the sandbox that the checks should have, where they run all the same because
+        `allow_degraded` says so; empty where nothing is missing. Asked after `start`."""
+        return ""
 
     def close(self) -> None:
         """Release processes and threads; the verifier may be used again afterwards and then starts them anew."""

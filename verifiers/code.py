@@ -87,8 +87,14 @@ class CodeVerifier(Verifier):
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (type(self), self.options.model_dump())
 
+    def repeatable(self) -> bool:
+        return True
+
     def start(self) -> None:
         self._sandbox.start()
+
+    def missing_layers(self) -> str:
+        return self._sandbox.missing
 
     def close(self) -> None:
         self._sandbox.close()

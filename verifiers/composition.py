@@ -109,6 +109,9 @@ class Composite(Verifier):
     def verify(self, sample: Sample) -> Verdict:
         return self.verify_many([sample])[0]
 
+    def repeatable(self) -> bool:
+        return all(part.verifier.repeatable() for part in self.parts)
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         faults = ((part.name, part.verifier.check_row(row)) for part in self.parts)
         return next((f"{name}: {fault}" for name, fault in faults if fault), None)
@@ -116,6 +119,10 @@ class Composite(Verifier):
     def start(self) -> None:
         for part in self.parts:
             part.verifier.start()
+
+    def missing_layers(self) -> str:
+        missing = ((part.name, part.verifier.missing_layers()) for part in self.parts)
+        return "; ".join(f"{name}: {what}" for name, what in missing if what)
 
     def close(self) -> None:
         with ExitStack() as stack:  # each of them, also when one fails at it

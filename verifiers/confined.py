@@ -70,6 +70,9 @@ class ConfinedVerifier(Verifier):
             self._check = self._here()
         return [self._check(sample) for sample in samples]
 
+    def repeatable(self) -> bool:
+        return True
+
     def start(self) -> None:
         if self._process is not None:
             self._process.start()

@@ -49,6 +49,9 @@ class RegexVerifier(Verifier):
         found = compiled.fullmatch(text.strip()) if self.options.full_match else compiled.search(text)
         return scored(1.0, "match") if found else scored(0.0, "no_match")
 
+    def repeatable(self) -> bool:
+        return True
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         field = self.options.pattern_field
         pattern = self._pattern(row)

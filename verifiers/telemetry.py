@@ -92,7 +92,11 @@ VERIFICATION_VERDICTS = counter(
 )
 VERIFICATION_SECONDS = histogram("headrace_verification_seconds", "Time to check one sample.")
 VERIFICATION_INFLIGHT = gauge("headrace_verification_inflight_samples", "Samples that the worker holds.")
-VERIFICATION_METRICS = (VERIFICATION_VERDICTS, VERIFICATION_SECONDS, VERIFICATION_INFLIGHT)
+VERIFICATION_DEGRADED = gauge(
+    "headrace_verification_sandbox_degraded",
+    "1 where the worker runs code without a layer of the sandbox that is needed, as `allow_degraded` lets it.",
+)
+VERIFICATION_METRICS = (VERIFICATION_VERDICTS, VERIFICATION_SECONDS, VERIFICATION_INFLIGHT, VERIFICATION_DEGRADED)
 
 LEARNER_STEPS = counter("headrace_learner_steps_total", "Optimizer steps of this rank.")
 LEARNER_TOKENS = counter("headrace_learner_tokens_total", "Tokens through the forward pass of this rank.")

@@ -21,9 +21,9 @@ from headrace.actors.generator import (
     group_numbers,
 )
 from headrace.actors.small_engine import spans_of
-from headrace.actors.verification import infra_error
 from headrace.actors.weight_sync.receiver import StagingState, StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
+from headrace.verifiers.base import not_run
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import (
     Completion,
@@ -117,7 +117,7 @@ class Worker:
         for sample in samples:
             self.asked.put_nowait(sample.completion)
         return [
-            Verdict(VerdictKind.PASS, 1.0, "even") if sample.completion[-1:] in "02468" else infra_error("odd", "")
+            Verdict(VerdictKind.PASS, 1.0, "even") if sample.completion[-1:] in "02468" else not_run("odd", message="")
             for sample in samples
         ]
 
@@ -355,7 +355,7 @@ def test_numbers_mask_out_samples_without_a_verdict_and_aborted_ones():
         [
             completion(passed),
             completion(Verdict(VerdictKind.FAIL, 0.25, "near")),
-            completion(infra_error("timeout", "")),
+            completion(not_run("timeout", message="")),
             completion(passed, StopReason.ABORTED),
         ],
         "g",

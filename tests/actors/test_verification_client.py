@@ -10,7 +10,8 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from structlog.testing import capture_logs
 
-from headrace.actors.verification import BATCH, LOGGED_FAILURES, VerificationClient, VerificationWorker, infra_error
+from headrace.actors.verification import LOGGED_FAILURES, VerificationWorker
+from headrace.actors.verification_client import BATCH, UNFIT, VerificationClient
 from headrace.verifiers.base import Verifier, not_run, scored
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
@@ -34,7 +35,12 @@ class Worker:
         self.short = False  # it leaves out the last verdict
         self.gate = asyncio.Event()
         self.gate.set()
+        self.condemned = ""
         self.verify = Remote(self._verify)
+        self.condemn = Remote(self._condemn)
+
+    async def _condemn(self, reason: str) -> None:
+        self.condemned = reason
 
     async def _verify(self, samples: list[Sample]) -> list[Verdict]:
         self.batches.append(len(samples))
@@ -48,8 +54,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def client_of(*workers: Worker, attempts: int = 3, timeout: float = SECONDS) -> AsyncIterator[VerificationClient]:
-    client = VerificationClient(timeout, attempts)
+async def client_of(
+    *workers: Worker, attempts: int = 3, timeout: float = SECONDS, repeatable: bool = False
+) -> AsyncIterator[VerificationClient]:
+    client = VerificationClient(timeout, attempts, repeatable=repeatable)
     client.set_workers({worker.name: worker for worker in workers})
     try:
         yield client
@@ -82,10 +90,11 @@ class SlowWorker(Worker):
         super().__init__(name)
         self.once, self.each = once, each
         self.slowest = 0.0
+        self.held = 0  # samples of the newest call
         self._free = asyncio.Lock()
 
     async def _verify(self, samples: list[Sample]) -> list[Verdict]:
-        start = asyncio.get_running_loop().time()
+        start, self.held = asyncio.get_running_loop().time(), len(samples)
         async with self._free:
             await asyncio.sleep(self.once + self.each * len(samples))
         self.slowest = max(self.slowest, asyncio.get_running_loop().time() - start)
@@ -217,7 +226,7 @@ async def test_a_call_that_is_late_and_then_lost_offers_its_sample_again_once():
     frozen.gate.clear()
     async with client_of(frozen, attempts=20, timeout=0.05) as client:
         verdict = asyncio.create_task(client.verify(sample(1)))
-        await until(lambda: client._waiting.qsize() == 1 and frozen.batches == [1])  # late: offered again
+        await until(lambda: len(client._waiting) == 1 and frozen.batches == [1])  # late: offered again
         frozen.gate.set()
         await until(lambda: "frozen" not in client._tasks)
         client.set_workers({"second": second})
@@ -226,11 +235,11 @@ async def test_a_call_that_is_late_and_then_lost_offers_its_sample_again_once():
 
 
 async def test_a_call_that_is_late_and_then_fails_offers_its_sample_again_once():
-    frozen = Worker("frozen", infra_error("sandbox_died", "no memory"))
+    frozen = Worker("frozen", not_run("sandbox_died", message="no memory"))
     frozen.gate.clear()
     async with client_of(frozen, attempts=20, timeout=0.05) as client:
         verdict = asyncio.create_task(client.verify(sample(1)))
-        await until(lambda: client._waiting.qsize() == 1 and frozen.batches == [1])
+        await until(lambda: len(client._waiting) == 1 and frozen.batches == [1])
         frozen.gate.set()
         assert (await verdict).reason == "sandbox_died"
     assert frozen.batches == [1] * 20
@@ -238,11 +247,125 @@ async def test_a_call_that_is_late_and_then_fails_offers_its_sample_again_once()
 
 @pytest.mark.parametrize("attempts", [1, 3])
 async def test_a_check_that_never_runs_to_its_end_is_an_infra_error_after_the_attempts(attempts):
-    worker = Worker("w", infra_error("sandbox_died", "no memory"))
+    worker = Worker("w", not_run("sandbox_died", message="no memory"))
     async with client_of(worker, attempts=attempts) as client:
         verdict = await client.verify(sample(1))
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "sandbox_died")
     assert sum(worker.batches) == attempts
+
+
+async def test_a_check_that_fails_is_tried_with_another_worker_each_time():
+    workers = [Worker(name, not_run("starved", message="no processor time")) for name in ("a", "b", "c")]
+    async with client_of(*workers) as client:
+        verdict = await client.verify(sample(1))
+    assert verdict.reason == "starved"
+    assert [worker.batches for worker in workers] == [[1], [1], [1]]
+
+
+async def test_a_check_that_fails_waits_for_the_worker_that_has_not_tried_it():
+    failing, busy = Worker("failing", not_run("starved", message="")), Worker("busy")
+    busy.gate.clear()
+    async with client_of(busy) as client:
+        first = asyncio.create_task(client.verify(sample(0)))
+        await until(lambda: busy.batches == [1])
+        client.set_workers({"busy": busy, "failing": failing})
+        second = asyncio.create_task(client.verify(sample(1)))
+        await until(lambda: failing.batches == [1] and len(client._waiting) == 1)
+        busy.gate.set()
+        assert (await second).details["by"] == "busy"
+        await first
+    assert failing.batches == [1]
+
+
+async def test_a_worker_whose_checks_run_elsewhere_is_told_that_it_is_unfit_and_given_no_more():
+    poisoned, healthy = Worker("poisoned", not_run("sandbox_failed", message="no space left")), Worker("healthy")
+    async with client_of(poisoned, healthy) as client:
+        for number in range(4 * UNFIT):
+            assert (await client.verify(sample(number))).kind is VerdictKind.PASS
+        await until(lambda: poisoned.condemned != "")
+        client.set_workers({"poisoned": poisoned, "healthy": healthy})  # as the pool does until it has looked
+        for number in range(4):
+            await client.verify(sample(number))
+    assert len(poisoned.batches) == UNFIT
+    assert f"{UNFIT} of its last {UNFIT} checks failed and ran elsewhere" in poisoned.condemned
+    assert "sandbox_failed" in poisoned.condemned
+
+
+async def test_a_check_that_fails_everywhere_is_held_against_no_worker():
+    workers = [Worker(name, not_run("exception", message="a bug in the check")) for name in ("a", "b")]
+    async with client_of(*workers) as client:
+        for number in range(4 * UNFIT):
+            assert (await client.verify(sample(number))).kind is VerdictKind.INFRA_ERROR
+    assert not any(worker.condemned for worker in workers)
+
+
+async def test_a_worker_that_fails_now_and_then_is_not_unfit():
+    class Flaky(Worker):
+        async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+            verdicts = await super()._verify(samples)
+            return [not_run("starved", message="")] * len(samples) if len(self.batches) % 3 == 0 else verdicts
+
+    flaky, healthy = Flaky("flaky"), Worker("healthy")
+    async with client_of(flaky, healthy) as client:
+        for number in range(20 * UNFIT):
+            assert (await client.verify(sample(number))).kind is VerdictKind.PASS
+    assert len(flaky.batches) > 3 * UNFIT
+    assert not flaky.condemned
+
+
+async def slow_call(client: VerificationClient, worker: SlowWorker, samples: int) -> list[asyncio.Task[Verdict]]:
+    """A call that takes far longer than those before it."""
+    await asyncio.gather(*[client.verify(sample(n)) for n in range(40 * BATCH)])
+    worker.once, worker.held = 20.0, 0
+    held = [asyncio.create_task(client.verify(sample(n))) for n in range(samples)]
+    await until(lambda: worker.held == samples)
+    return held
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_a_slow_check_has_a_second_worker_where_it_may_be_repeated(repeatable):
+    async def scenario() -> tuple[Verdict, float, SlowWorker]:
+        slow, quick = SlowWorker("slow", once=0.01, each=0.0), SlowWorker("quick", once=0.01, each=0.0)
+        async with client_of(slow, timeout=30.0, repeatable=repeatable) as client:
+            (held,) = await slow_call(client, slow, 1)
+            begun = asyncio.get_running_loop().time()
+            client.set_workers({"slow": slow, "quick": quick})
+            verdict = await held
+        return verdict, asyncio.get_running_loop().time() - begun, quick
+
+    verdict, seconds, quick = by_the_clock(scenario())
+    assert verdict.details["by"] == ("quick" if repeatable else "slow")
+    assert quick.batches == ([1] if repeatable else [])
+    assert seconds < 1.0 if repeatable else seconds > 19.0
+
+
+def test_of_a_slow_batch_the_samples_go_one_by_one_and_none_is_checked_by_three():
+    async def scenario() -> list[SlowWorker]:
+        workers = [SlowWorker(name, once=0.01, each=0.0) for name in ("a", "b", "c")]
+        async with client_of(workers[0], timeout=30.0, repeatable=True) as client:
+            held = await slow_call(client, workers[0], 6)
+            client.set_workers({worker.name: worker for worker in workers})
+            verdicts = await asyncio.gather(*held)
+        assert [verdict.reward for verdict in verdicts] == [number / 1000 for number in range(6)]
+        return workers
+
+    _, second, third = by_the_clock(scenario())
+    assert second.batches + third.batches == [1] * 6
+    assert second.batches
+    assert third.batches
+
+
+def test_a_second_check_that_fails_leaves_the_sample_to_the_first():
+    async def scenario() -> Verdict:
+        slow, failing = SlowWorker("slow", once=0.01, each=0.0), Worker("failing", not_run("starved", message=""))
+        async with client_of(slow, attempts=2, timeout=30.0, repeatable=True) as client:
+            (held,) = await slow_call(client, slow, 1)
+            client.set_workers({"slow": slow, "failing": failing})
+            verdict = await held
+            assert failing.batches == [1]
+        return verdict
+
+    assert by_the_clock(scenario()).details["by"] == "slow"
 
 
 async def test_a_worker_lost_at_the_last_attempt_is_named_in_the_verdict():
@@ -267,7 +390,7 @@ async def test_samples_that_are_offered_again_go_one_by_one():
     class Picky(Worker):
         async def _verify(self, samples: list[Sample]) -> list[Verdict]:
             verdicts = await super()._verify(samples)
-            return [infra_error("slow", "")] * len(samples) if len(samples) > 1 else verdicts
+            return [not_run("slow", message="")] * len(samples) if len(samples) > 1 else verdicts
 
     worker = Picky("w")
     worker.gate.clear()
@@ -367,6 +490,20 @@ def test_the_worker_logs_its_first_failed_checks_with_their_message(tmp_path):
     assert (lines[0]["reason"], lines[0]["message"], lines[0]["where"]) == ("KeyError", "'answer'", "rewards.py:3")
 
 
+class Degraded(Broken):
+    def missing_layers(self) -> str:
+        return "the sandbox has no seccomp here"
+
+
+@pytest.mark.parametrize(("verifier", "value"), [(Broken(), 0), (Degraded(), 1)])
+def test_a_worker_whose_sandbox_lacks_a_layer_says_so(tmp_path, verifier, value):
+    worker = VerificationWorker("run", "verification-0", "127.0.0.1", verifier, str(tmp_path))
+    worker.start()
+    worker.close()
+    labels = {"run": "run", "member": "verification-0"}
+    assert worker._metrics.registry.get_sample_value("headrace_verification_sandbox_degraded", labels) == value
+
+
 class Shouting(Verifier):
     started = closed = False
 
@@ -418,7 +555,9 @@ def test_the_worker_starts_its_verifier_answers_in_order_and_counts(tmp_path):
     assert report.metrics_url.startswith("http://127.0.0.1:")
     verdicts = worker.verify([Sample("YES", {}), Sample("no", {})])
     assert [verdict.kind for verdict in verdicts] == [VerdictKind.PASS, VerdictKind.FAIL]
+    worker.condemn("its checks fail")
     status = worker.report()
+    assert status.condemned == "its checks fail"
     assert (status.inflight, status.done, status.call_seconds) == (0, 2, 0.0)
     assert status.busy_seconds > 0
     worker.close()

@@ -8,7 +8,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from headrace.actors.verification import MemberReport
-from headrace.cluster.pool import AttestationFailed, ElasticPool, Member, PoolTiming, SetState
+from headrace.cluster.errors import AttestationFailed
+from headrace.cluster.pool import ElasticPool, Member, PoolTiming, SetState
 from headrace.cluster.run_records import MemberState, Pool
 
 TIMING = PoolTiming(placement=0.02, health=0.005, health_deadline=0.1, drain_poll=0.005, close=0.05)

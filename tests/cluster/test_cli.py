@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from headrace.cluster.cli import main
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.job_file import load_job
-from headrace.cluster.pool import RunFailed
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import RunStatus
 from tests.factories import member_status, run_status

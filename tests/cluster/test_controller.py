@@ -9,8 +9,8 @@ from rich.console import Console
 
 from headrace.cluster.controller import Controller
 from headrace.cluster.display import PlainDisplay
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.job_file import load_job
-from headrace.cluster.pool import PoolFailed
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder

@@ -10,7 +10,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
-from headrace.actors.verification import infra_error
 from headrace.cluster.evaluation import (
     EvaluationFailed,
     EvaluationResult,
@@ -135,7 +134,9 @@ async def test_checks_that_did_not_run_are_counted_and_told_and_the_rest_is_aver
 async def test_more_than_half_of_the_checks_that_did_not_run_end_the_run_with_the_reason(greedy_only):
     def score(lease: Lease, index: int) -> Verdict:
         greedy = lease.sampling.temperature == 0
-        return infra_error("no_worker", "none serves") if lease.prompt.ordinal < 6 and greedy >= greedy_only else GOOD
+        return (
+            not_run("no_worker", message="none serves") if lease.prompt.ordinal < 6 and greedy >= greedy_only else GOOD
+        )
 
     says = "^4 of 10 checks ran; no_worker: none serves$" if greedy_only else "^8 of 20 checks ran; no_worker: "
     with pytest.raises(EvaluationFailed, match=says):

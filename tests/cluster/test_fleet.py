@@ -111,6 +111,17 @@ async def test_a_worker_whose_check_hangs_is_found_dead(factor):
     assert (member.inflight, member.done) == (1, 7)
 
 
+async def test_a_worker_that_a_generator_found_unfit_is_given_up():
+    kind = VerificationKind("run", "127.0.0.1", Accepting(), Requirements({}), None, TIMEOUT)
+    member = Member("verification-0", 0)
+    member.handle = Handle(WorkerStatus(1, 7, 2.0, 0.0))
+    await kind.check(member)
+    assert not member.failed.done()
+    member.handle = Handle(WorkerStatus(1, 7, 2.0, 0.0, "5 of its last 5 checks failed and ran elsewhere"))
+    await kind.check(member)
+    assert member.failed.result() == "unfit: 5 of its last 5 checks failed and ran elsewhere"
+
+
 async def test_a_generator_whose_engine_does_not_answer_is_found_dead_and_a_slow_one_is_not():
     kind = generator_kind(None, 8)
     member = generator("rollout-0", MemberState.SERVING)
@@ -288,12 +299,15 @@ def prepared(letters_job: Path, rollout_gpus: float, learner_gpus: float) -> Pre
     words = [f"--rollout.gpus={rollout_gpus}", f"--learner.gpus={learner_gpus}"]
     letters_job.write_text(letters_job.read_text().replace("threads = 1\n", "" if learner_gpus else "threads = 3\n"))
     job = load_job(letters_job, words)
-    return SimpleNamespace(job=job, model="the/model")  # type: ignore[return-value]  # of a whole one, the settings need this
+    # Of a whole one, the settings need this.
+    return SimpleNamespace(job=job, model="the/model", verifier=Accepting())  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("gpus", "on_gpu"), [(0, False), (1, True)])
 def test_an_engine_computes_where_the_job_has_its_gpus(letters_job, gpus, on_gpu):
-    engine = generator_settings(prepared(letters_job, gpus, 0), None, "module:Engine").engine
+    settings = generator_settings(prepared(letters_job, gpus, 0), None, "module:Engine")
+    engine = settings.engine
+    assert not settings.verify_repeatable, "a check that does not say so is not made twice"
     assert (engine.model, engine.on_gpu) == ("the/model", on_gpu)
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.learner_pool import LearnerPool, gather_ranks, group_tokens, share_groups
-from headrace.cluster.pool import PoolFailed
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState
 from headrace.learner.rank import StepMetrics

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from ray.exceptions import RayTaskError
 
-from headrace.cluster.pool import KEPT_GONE, ElasticPool, PoolFailed, first_line
+from headrace.cluster.errors import PoolFailed, first_line
+from headrace.cluster.pool import KEPT_GONE, ElasticPool
 from headrace.cluster.run_records import MemberState
 from headrace.verifiers.errors import UserError
 from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, Remote, pool_of, until

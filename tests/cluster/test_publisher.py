@@ -12,7 +12,8 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagedUpdate, StagingFailed
 from headrace.actors.weight_sync.transport import GroupAddress
-from headrace.cluster.pool import AttestationFailed, Member
+from headrace.cluster.errors import AttestationFailed
+from headrace.cluster.pool import Member
 from headrace.cluster.publisher import ADMISSION_ROUNDS, WeightPublisher
 from headrace.cluster.run_records import MemberState
 from headrace.learner.worker import Snapshot

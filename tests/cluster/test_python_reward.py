@@ -294,6 +294,6 @@ def test_a_resume_with_another_reward_is_refused(before, after, key, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     folder.write_job(dump_job(GRPOTrainer("smollm2-135m", "/a.jsonl", before).job))
-    check_compatible(GRPOTrainer("smollm2-135m", "/a.jsonl", before).job, folder)
+    check_compatible(GRPOTrainer("smollm2-135m", "/a.jsonl", before).job, load_job(folder.job), folder)
     with pytest.raises(UserError, match=rf"^--resume: {key} is "):
-        check_compatible(GRPOTrainer("smollm2-135m", "/a.jsonl", after).job, folder)
+        check_compatible(GRPOTrainer("smollm2-135m", "/a.jsonl", after).job, load_job(folder.job), folder)

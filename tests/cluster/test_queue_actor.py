@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayActorError, RayTaskError
 
 from headrace.actors.engine import EngineDied
-from headrace.actors.verification import infra_error
 from headrace.cluster.metrics import QUEUE_METRICS
 from headrace.cluster.queue_actor import (
     ATTEMPTS,
@@ -21,6 +20,7 @@ from headrace.cluster.queue_actor import (
     TakeTimeout,
 )
 from headrace.cluster.rollout_queue import Ledger
+from headrace.verifiers.base import not_run
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Completion, Group, Lease, StopReason, Verdict, WeightSpan, encode
 from headrace.verifiers.telemetry import COMMON_LABELS
@@ -57,7 +57,7 @@ class FakeGenerator:
         self.fault: Exception | None = None
         self.faults: list[Exception] = []  # of the next calls, one each
         self.generate = self
-        self.verdict: Verdict | Exception = infra_error("no_worker", "none serves")
+        self.verdict: Verdict | Exception = not_run("no_worker", message="none serves")
 
     def options(self, num_returns: int) -> "FakeGenerator":
         assert num_returns == 2
@@ -273,7 +273,7 @@ async def drop(generator: FakeGenerator, ordinals: range) -> None:
 @pytest.mark.parametrize("lost", [False, True])
 async def test_nothing_but_dropped_groups_fails_the_run_with_the_reason_of_most(make, lost):
     queue, generator = make(groups_per_step=2), FakeGenerator()
-    generator.verdict = RayActorError() if lost else infra_error("no_answer", "the row has\nno 'answer'")
+    generator.verdict = RayActorError() if lost else not_run("no_answer", message="the row has\nno 'answer'")
     await queue.set_generators({"g": entry(generator)})
     await drop(generator, range(2 * HOPELESS_STEPS - 1))
     with pytest.raises(TakeTimeout):

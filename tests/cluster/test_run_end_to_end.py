@@ -103,7 +103,20 @@ def busy_together(steps: list[StepRecord]) -> float:
     return busy / sum(record.seconds for record in steps)
 
 
-def test_pools_scale_and_heal_while_the_run_goes_on(start):
+POISONED = """
+import os
+from pathlib import Path
+
+def score(completion, row):
+    poisoned = Path(__file__).with_name("poisoned")
+    if poisoned.exists() and poisoned.read_text() == str(os.getpid()):
+        raise OSError("no space left on device")
+    return sum(c.islower() for c in completion) / max(1, len(completion))
+"""
+
+
+def test_pools_scale_and_heal_while_the_run_goes_on(start, letters_job):
+    (letters_job.parent / "rewards.py").write_text(POISONED)
     run = start("--job.steps", "1000", "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 1, "at step 1")
     members = {"controller", "queue", "rollout-0", "verification-0", "learner-0"}
@@ -124,10 +137,18 @@ def test_pools_scale_and_heal_while_the_run_goes_on(start):
     assert newest.version is not None
     step = healed.step
     run.until(lambda status: status.step >= step + 2, "two steps after the death")
+    worker = run.serving(run.status(), "verification")[0]
+    (letters_job.parent / "poisoned").write_text(str(worker.pid))
+    run.until(
+        lambda s: len(others := [m.name for m in run.serving(s, "verification")]) == 2 and worker.name not in others,
+        "without the worker whose checks fail",
+    )
     run.scale(ScaleRequest(rollout=1, verification=1))
     run.until(lambda s: len(run.serving(s, "rollout")) == 1 and len(run.serving(s, "verification")) == 1, "scaled down")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output.read_text()[-3000:]
+    assert "(unfit: " in run.output.read_text()
+    assert sum(record.groups_dropped for record in run.steps()) == 0, "no prompt was lost to it"
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 4 * len(run.steps())
 

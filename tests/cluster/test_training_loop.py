@@ -15,8 +15,8 @@ from rich.console import Console
 
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.display import PlainDisplay
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.job_file import load_job
-from headrace.cluster.pool import PoolFailed
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.queue_actor import Batch, ChecksFailed, TakenGroup, TakeTimeout

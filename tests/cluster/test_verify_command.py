@@ -218,11 +218,12 @@ def test_scoring_that_is_left_early_leaves_no_process(folder):
     verifier = build_verifier(VerifierSpec(function="rewards.py:careful", base_dir=str(folder)))
     path = folder / "in.jsonl"
     write(path, {"completion": "one"}, *[{"completion": "hang"}] * 4)
+    others = set(psutil.Process().children())  # what tests before this one left to this process
     rows = score(read_input(path, verifier), pickle.dumps(verifier), workers=2, call_seconds=100)
     assert next(rows).reward == 1.0
-    assert psutil.Process().children()
+    assert set(psutil.Process().children()) - others
     rows.close()
-    assert not psutil.Process().children()
+    assert not set(psutil.Process().children()) - others
 
 
 def test_options_are_toml_or_text():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from headrace.cluster import waits as module
-from headrace.cluster.pool import PoolFailed
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.waits import Stopped, Waits
 

@@ -342,3 +342,18 @@ def test_the_whole_keeps_the_bounds_and_passes_for_what_is_all_right(drawn):
 def test_a_function_is_a_part_as_it_is():
     verifier = AllOf([Part("own", CallableVerifier(lambda completion, row: completion == "text"))])
     assert only(verifier).kind is VerdictKind.PASS
+
+
+def test_a_whole_may_be_checked_twice_where_each_part_may():
+    regex = Part("regex", build_verifier(VerifierSpec("regex", {"pattern": "x"})))
+    assert AllOf([regex]).repeatable()
+    assert not AllOf([regex, Part("own", Says(GOOD))]).repeatable()
+
+
+def test_a_whole_lacks_what_its_parts_lack():
+    class Degraded(Says):
+        def missing_layers(self) -> str:
+            return "no seccomp"
+
+    assert AllOf([Part("a", Says(GOOD)), Part("b", Degraded(GOOD))]).missing_layers() == "b: no seccomp"
+    assert AllOf(parts(GOOD, GOOD)).missing_layers() == ""

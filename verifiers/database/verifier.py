@@ -72,6 +72,9 @@ class DatabaseVerifier(Verifier):
                 verdicts |= zip(given, check.verify_many(list(given.values())), strict=True)
         return [verdicts[place] for place in range(len(samples))]
 
+    def repeatable(self) -> bool:
+        return True
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         """Runs setup and gold. Raises UserError where the PostgreSQL server cannot be used."""
         task = parse_task(row, self.options.dialect)

@@ -34,6 +34,7 @@ class Sandbox:
         self._allow_degraded = allow_degraded
         self._wanted = layers
         self._layers: Layers | None = None
+        self.missing = ""  # what a host without a layer that is needed has to say of it; known after `start`
         self._idle: list[Box] = []
         self._lock = threading.Lock()
         self._closings = 0
@@ -60,7 +61,8 @@ class Sandbox:
         except UserError as error:
             if not self._allow_degraded:
                 raise UserError(f"{error}. With `allow_degraded` code runs all the same") from error
-            log.warning("sandbox_degraded", missing=str(error))
+            self.missing = str(error)
+            log.warning("sandbox_degraded", missing=self.missing)
         if self.plan.programs:
             require_for_programs(layers)
         return layers

@@ -68,6 +68,7 @@ def test_a_degraded_sandbox_runs_and_says_so(lacks):
             result = call_function(box, "def f(x): return x + 1", "f", [[1]])
         sandbox.close()
     assert result.answers[0].value == 2
+    assert sandbox.missing == logs[0]["missing"]
     assert [(line["event"], line["log_level"]) for line in logs] == [("sandbox_degraded", "warning")]
     assert "the sandbox has no" in logs[0]["missing"]
 

@@ -1,0 +1,36 @@
+"""The dtype that engines compute in, where a job leaves it to the hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headrace.cluster.config import JobConfig
+
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # as Linux names them: two of x86, and Arm's
+
+
+def settle_dtype(job: JobConfig, before: JobConfig | None = None, cpu_info: Path = CPU_INFO) -> JobConfig:
+    """The job with a dtype in the place of `auto`: that of the run that it takes up; else bfloat16 where engines have GPUs,
+    or this machine's CPU computes in it. Where that has to convert instead, bfloat16 is the slower one
+    (`python -m benchmarks.serving_dtype`)."""
+    if job.rollout.dtype != "auto":
+        return job
+    if before is not None:
+        dtype = before.rollout.dtype
+    else:
+        dtype = "bfloat16" if job.rollout.gpus > 0 or computes_bfloat16(cpu_info.read_text()) else "float32"
+    return job.model_copy(update={"rollout": job.rollout.model_copy(update={"dtype": dtype})})
+
+
+def computes_bfloat16(cpu_info: str) -> bool:
+    """Whether the first CPU of a `/proc/cpuinfo` has instructions for products in bfloat16.
+
+    >>> computes_bfloat16("processor : 0\\nflags : fpu avx512f avx512_bf16")
+    True
+    """
+    for line in cpu_info.splitlines():
+        key, _, values = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return not BFLOAT16_FLAGS.isdisjoint(values.split())
+    return False

@@ -1,0 +1,49 @@
+"""Which dtype the engines compute in, where the job does not say."""
+
+import pytest
+
+from headrace.cluster.job_file import dump_job, load_job
+from headrace.cluster.serving_dtype import CPU_INFO, computes_bfloat16, settle_dtype
+
+CPUS = {
+    "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n": "bfloat16",
+    "processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n": "bfloat16",
+    "processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n": "bfloat16",
+    "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n": "float32",
+    "processor\t: 0\nFeatures\t: fp asimd\n": "float32",
+    "": "float32",
+}
+
+
+@pytest.fixture
+def job(letters_job):
+    letters_job.write_text(letters_job.read_text().replace('dtype = "float32"\n', "", 1))
+    job = load_job(letters_job)
+    assert job.rollout.dtype == "auto"
+    return job
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_a_cpu_engine_computes_in_what_the_cpu_has_instructions_for(job, tmp_path, cpu):
+    (tmp_path / "cpuinfo").write_text(cpu)
+    assert settle_dtype(job, cpu_info=tmp_path / "cpuinfo").rollout.dtype == CPUS[cpu]
+
+
+def test_on_gpus_it_is_bfloat16_and_what_the_job_names_stays(letters_job, job, tmp_path):
+    (tmp_path / "cpuinfo").write_text("")
+    on_gpus = load_job(letters_job, ["--rollout.gpus", "1"])
+    assert settle_dtype(on_gpus, cpu_info=tmp_path / "cpuinfo").rollout.dtype == "bfloat16"
+    named = load_job(letters_job, ["--rollout.dtype", "float16"])
+    assert settle_dtype(named, cpu_info=tmp_path / "cpuinfo") == named
+
+
+def test_a_resumed_run_goes_on_in_its_own(letters_job, job, tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags: avx512_bf16")
+    letters_job.with_name("before.toml").write_text(dump_job(load_job(letters_job, ["--rollout.dtype", "float32"])))
+    before = load_job(letters_job.with_name("before.toml"))
+    assert settle_dtype(job, before, tmp_path / "cpuinfo").rollout.dtype == "float32"
+
+
+def test_this_machines_cpu_is_readable():
+    assert isinstance(computes_bfloat16(CPU_INFO.read_text()), bool)
+    assert "flags" in CPU_INFO.read_text() or "Features" in CPU_INFO.read_text()

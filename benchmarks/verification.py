@@ -1,4 +1,5 @@
-"""What verdicts cost: runs in the sandbox against fresh interpreters, cheap checks in batches, and mathematics.
+"""What verdicts cost: runs in the sandbox against fresh interpreters, cheap checks in batches, mathematics, and the way
+through the pool.
 
     python -m benchmarks.verification
 
@@ -10,6 +11,7 @@ bare as one can be started (`-I -S`: no site packages, no environment), and has 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import os
 import statistics
@@ -20,7 +22,10 @@ from collections.abc import Callable, Sequence
 
 import math_verify
 import psutil
+import ray
 
+from headrace.actors.verification import VerificationWorker
+from headrace.actors.verification_client import VerificationClient
 from headrace.verifiers import Sample, Verifier, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.box import Box
 from headrace.verifiers.sandbox.layers import names
@@ -33,7 +38,8 @@ FRESH = [sys.executable, "-I", "-S", "-c", f"{SOURCE}print(f(1))"]
 FRESH_RUNS, RUNS = 50, 150  # a turn
 LAST = 1000  # runs, of the first and of the last of many
 BATCH = 256
-GOALS = {"runs": 3.0, "latency": 4.0, "verdicts": 2000, "math": 0.8}
+POOLED = 500  # samples a turn
+GOALS = {"runs": 3.0, "latency": 4.0, "verdicts": 2000, "math": 0.8, "pool": 0.7}
 
 TOOL = {
     "name": "book_table",
@@ -196,6 +202,46 @@ def survived(verifier: Verifier) -> str:
     return f"{len(BOMBS)} in {seconds:.1f} s: {reasons}"
 
 
+async def through_the_pool(worker: ray.actor.ActorHandle, samples: Sequence[Sample], pairs: int) -> list[float]:
+    """Seconds of each turn, as a generator would have them verified."""
+    client = VerificationClient(timeout_seconds=30.0, attempts=3)
+    client.set_workers({"verification-0": worker})
+    seconds = []
+    for _ in range(pairs + 1):
+        started = time.perf_counter()
+        verdicts = await asyncio.gather(*[client.verify(sample) for sample in samples])
+        seconds.append(time.perf_counter() - started)
+        assert all(verdict.reward == 1.0 for verdict in verdicts), verdicts
+    await client.close()
+    return seconds[1:]  # the first one's calls are small
+
+
+def pooled(pairs: int) -> None:
+    """The same checks of code by a verifier in this process, and by a worker of the pool."""
+    verifier = build_verifier(VerifierSpec(verifier="code"))
+    row = {"entry_point": "f", "tests": [{"input": [1], "expected": 2}]}
+    samples = [Sample(SOURCE, row)] * POOLED
+    verifier.verify_many(samples)
+    direct = [POOLED * rate(1, lambda: verifier.verify_many(samples)) for _ in range(pairs)]
+    verifier.close()
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        actor = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(VerificationWorker)
+        worker = actor.remote("benchmark", "verification-0", "127.0.0.1", verifier)
+        ray.get(worker.start.remote())
+        pool = [POOLED / seconds for seconds in asyncio.run(through_the_pool(worker, samples, pairs))]
+        ray.get(worker.close.remote())
+    finally:
+        ray.shutdown()
+    here, there = statistics.median(direct), statistics.median(pool)
+    print(
+        "\n| checks of code, a second and core | in this process | through the pool | ratio | goal |\n|---|---|---|---|---|"
+    )
+    print(
+        f"| median of {pairs} turns | {here:.0f} | {there:.0f} | {there / here:.0%} | {GOALS['pool']:.0%} |", flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=11, help="turns of each side that are compared")
@@ -205,6 +251,7 @@ def main() -> None:
     sandboxed(arguments.pairs, arguments.runs)
     batched(arguments.pairs)
     mathematics(arguments.pairs)
+    pooled(arguments.pairs)
 
 
 if __name__ == "__main__":

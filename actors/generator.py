@@ -176,6 +176,7 @@ class Generator:
             verdict = not_run("aborted", message="the engine gave the sample up")
         else:
             verdict = await self._verification.verify(Sample(output.text, lease.prompt.row))
+            self._metrics.observe(telemetry.GENERATOR_VERIFY, time.monotonic() - generated)
         return Completion(
             text=output.text,
             token_ids=output.token_ids,
@@ -184,7 +185,6 @@ class Generator:
             stop_reason=output.stop_reason,
             verdict=verdict,
             generate_seconds=generated - start,
-            verify_seconds=time.monotonic() - generated,
         )
 
     def _hold(self, change: int) -> None:

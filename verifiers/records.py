@@ -110,7 +110,6 @@ class Completion(msgspec.Struct, frozen=True):
     stop_reason: StopReason
     verdict: Verdict
     generate_seconds: float
-    verify_seconds: float
 
     @property
     def counts(self) -> bool:

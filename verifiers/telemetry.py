@@ -71,6 +71,9 @@ GENERATOR_GROUPS = counter("headrace_generator_groups_total", "Groups finished, 
 GENERATOR_VERSION = gauge("headrace_generator_weight_version", "Weight version that the engine computes with.")
 GENERATOR_INFLIGHT = gauge("headrace_generator_inflight_groups", "Leases that the generator holds.")
 GENERATOR_GENERATE = histogram("headrace_generator_generate_seconds", "Time to generate all samples of one group.")
+GENERATOR_VERIFY = histogram(
+    "headrace_generator_verify_seconds", "Time from a finished sample to its verdict, the wait for a worker included."
+)
 GENERATOR_RECEIVE = histogram("headrace_generator_receive_seconds", "Time to receive one weight update.")
 GENERATOR_PAUSE = histogram("headrace_generator_pause_seconds", "Time that generation stood still for one update.")
 GENERATOR_METRICS = (
@@ -80,6 +83,7 @@ GENERATOR_METRICS = (
     GENERATOR_VERSION,
     GENERATOR_INFLIGHT,
     GENERATOR_GENERATE,
+    GENERATOR_VERIFY,
     GENERATOR_RECEIVE,
     GENERATOR_PAUSE,
 )

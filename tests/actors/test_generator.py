@@ -345,7 +345,7 @@ def grows(clock: BusyClock) -> bool:
 def completion(
     verdict: Verdict, stop: StopReason = StopReason.STOP, spans: list[WeightSpan] | None = None
 ) -> Completion:
-    return Completion("", [1], [-0.1], spans or [WeightSpan(4, 0, 1)], stop, verdict, 1.0, 0.5)
+    return Completion("", [1], [-0.1], spans or [WeightSpan(4, 0, 1)], stop, verdict, 1.0)
 
 
 def test_numbers_mask_out_samples_without_a_verdict_and_aborted_ones():

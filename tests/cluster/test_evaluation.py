@@ -77,7 +77,7 @@ class Generator:
                 del self.faults[lease.prompt.id]
             raise fault
         completions = [
-            Completion("x", [1], [-0.1], [WeightSpan(0, 0, 1)], StopReason.STOP, self.score(lease, index), 0.1, 0.1)
+            Completion("x", [1], [-0.1], [WeightSpan(0, 0, 1)], StopReason.STOP, self.score(lease, index), 0.1)
             for index in range(lease.group_size)
         ]
         group = Group(lease.prompt, completions, self.name, lease.sampling)
@@ -189,7 +189,7 @@ async def test_a_call_that_outlasts_its_lease_is_cancelled_and_the_prompt_asked_
 @pytest.mark.parametrize(("row", "answer"), [({"answer": ["a", 1]}, '["a",1]'), ({}, "")])
 def test_a_sample_is_kept_with_its_rows_answer(row, answer):
     prompt = Prompt(0, 1, [1], {"prompt": "say a", **row})
-    completion = Completion("a", [2], [0.0], [WeightSpan(3, 0, 1)], StopReason.STOP, GOOD, 0.1, 0.1)
+    completion = Completion("a", [2], [0.0], [WeightSpan(3, 0, 1)], StopReason.STOP, GOOD, 0.1)
     layout = cast(PromptFormat, SimpleNamespace(text=lambda row: row["prompt"]))
     record = sample_record("after", 3, prompt, "g", completion, layout)
     assert (record.prompt, record.answer) == ("say a", answer)

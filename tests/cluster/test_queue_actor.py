@@ -42,7 +42,7 @@ class Payload(str):
     async def _group(self) -> bytes:
         if isinstance(self.verdict, Exception):
             raise self.verdict
-        completion = Completion("", [], [], [WeightSpan(0, 0, 0)], StopReason.STOP, self.verdict, 0.0, 0.0)
+        completion = Completion("", [], [], [WeightSpan(0, 0, 0)], StopReason.STOP, self.verdict, 0.0)
         return encode(Group(self.lease.prompt, [completion] * 2, "g", self.lease.sampling))
 
 

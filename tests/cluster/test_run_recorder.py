@@ -159,7 +159,7 @@ async def test_a_step_keeps_a_sample_of_some_of_its_groups_and_does_without_wher
 
 def group(prompt: str) -> Group:
     verdict = Verdict(VerdictKind.PASS, 1.0, "match")
-    answer = Completion("hi", [1], [-0.1], [], StopReason.STOP, verdict, 0.1, 0.1)
+    answer = Completion("hi", [1], [-0.1], [], StopReason.STOP, verdict, 0.1)
     return Group(Prompt(0, 0, [1], {"prompt": prompt}), [answer, answer], "rollout-0", Sampling(max_tokens=4))
 
 

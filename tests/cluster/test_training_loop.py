@@ -35,7 +35,7 @@ STEPS = 3
 SECONDS = 10.0  # nothing here takes a tenth of it
 LEASE_SECONDS = 10.0  # of the queue's own clock
 
-ANSWER = Completion("hi", [1], [-0.1], [], StopReason.STOP, Verdict(VerdictKind.PASS, 1.0, "match"), 0.1, 0.1)
+ANSWER = Completion("hi", [1], [-0.1], [], StopReason.STOP, Verdict(VerdictKind.PASS, 1.0, "match"), 0.1)
 GROUP = encode(Group(Prompt(0, 0, [1], {"prompt": "say hi"}), [ANSWER, ANSWER], "rollout-0", Sampling(max_tokens=4)))
 
 

@@ -39,7 +39,7 @@ def build(plain: Plain) -> list[Document]:
 
 def completion(ids: list[int], reward: float, kind=VerdictKind.FAIL, stop=StopReason.STOP) -> Completion:
     spans = [WeightSpan(0, 0, len(ids))]
-    return Completion("", ids, [-1.0] * len(ids), spans, stop, Verdict(kind, reward, "test"), 0.0, 0.0)
+    return Completion("", ids, [-1.0] * len(ids), spans, stop, Verdict(kind, reward, "test"), 0.0)
 
 
 def group(*completions: Completion) -> Group:

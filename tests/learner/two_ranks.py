@@ -67,7 +67,6 @@ def random_groups(seed: int, count: int = 5) -> list[Group]:
                     StopReason.STOP,
                     Verdict(kind, reward, "test"),
                     0.0,
-                    0.0,
                 )
             )
         prompt = Prompt(0, number, [1, 2, 3, *ids(4)], {})

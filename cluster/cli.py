@@ -23,12 +23,12 @@ from rich.console import Console
 from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.errors import RunFailed, first_line
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.status_panel import render_status
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, cause_line
 
 HELP = (__doc__ or "").split("\n\n", 1)[-1]
 STOPPED = 130  # as shells have it for a program that Ctrl-C has ended
@@ -158,7 +158,7 @@ def main() -> None:
         sys.stderr.write(f"headrace: {cause}\n")
         sys.exit(2)
     except (RunFailed, RayError, OSError) as error:  # OSError: a full disk, or a time that was out
-        sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {first_line(error)}\n")
+        sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {cause_line(error)}\n")
         _log_failure()
         sys.exit(1)
     except asyncio.CancelledError:

@@ -44,7 +44,10 @@ class Controller:
         self._waits = Waits(fleet, recorder)
 
     def request_stop(self) -> None:
+        """To be called in the event loop. Nothing new is generated meanwhile: the step under way has what it learns from."""
         self._waits.request_stop()
+        if self._recorder.queue is not None:
+            self._recorder.queue.stop_leasing.remote()
 
     def _make_evaluator(self) -> Evaluator | None:
         prepared, settings = self._prepared, self._job.evaluation

@@ -17,7 +17,11 @@ class PoolFailed(RunFailed):
     """The pool has no members left and may start no more."""
 
 
-class AttestationFailed(Exception):
+class MemberUnfit(Exception):
+    """A member answers, and is of no use."""
+
+
+class AttestationFailed(MemberUnfit):
     """A member does not hold the weights that it should."""
 
 
@@ -25,15 +29,3 @@ def original(error: Failure) -> Failure:
     """The error as it was raised in another process: Ray's own is of both types, and its text is a trace."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return cast(Failure, cause)
-
-
-def first_line(error: BaseException) -> str:
-    """The line of an error that names its cause: Ray puts the trace of the other process before it, and pydantic a link
-    and what it was given behind it.
-
-    >>> first_line(ValueError("1 validation error for VllmConfig\\n  Value error, too long [type=value_error, input=1]"))
-    'Value error, too long'
-    """
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith("For further information visit")]
-    return telling[-1].split(" [type=")[0] if telling else ""

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from headrace.actors.engine import EngineDied
 from headrace.actors.generator import group_numbers
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import RunFailed, first_line
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.formats import checks_ran
 from headrace.cluster.members import CALL_SECONDS
 from headrace.cluster.pool import ElasticPool, Member
@@ -27,6 +27,7 @@ from headrace.cluster.queue_actor import ATTEMPTS
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, Scores
 from headrace.cluster.statistics import difference_interval, mean_interval
 from headrace.cluster.step_record import pass_rate
+from headrace.verifiers.errors import cause_line
 from headrace.verifiers.failed_checks import failed_checks, most_common_failure
 from headrace.verifiers.records import Completion, Group, Lease, Prompt, Sampling, decode
 
@@ -100,7 +101,7 @@ class Evaluator:
                 except (RayError, TimeoutError) as error:
                     waiting.append(lease)  # behind the others: it may well be another member's turn then
                     if not isinstance(error, RayActorError | EngineDied):  # a hung engine is found out by its pool
-                        note_error(errors, lease, first_line(error) or f"no answer in {self._lease_seconds:g} s", error)
+                        note_error(errors, lease, cause_line(error) or f"no answer in {self._lease_seconds:g} s", error)
                         continue
                     member.fail(f"{type(error).__name__} in an evaluation")
                     log.warning("evaluation_member_lost", member=member.name, error=type(error).__name__)

@@ -13,12 +13,13 @@ import structlog
 from ray.exceptions import RayActorError
 
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import PoolFailed, first_line
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.members import Requirements
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.supervised import SupervisedExample
 from headrace.learner.worker import LearnerWorker, RankReport, Snapshot, StepReport, WorkerSettings
+from headrace.verifiers.errors import cause_line
 
 log = structlog.get_logger()
 
@@ -162,7 +163,7 @@ async def _answer(rank: int, call: Awaitable[Any]) -> Any:
     try:
         return await call
     except RayActorError as error:
-        raise PoolFailed(f"learner-{rank} is lost: {first_line(error)}") from error
+        raise PoolFailed(f"learner-{rank} is lost: {cause_line(error)}") from error
 
 
 def group_tokens(group: TakenGroup, flat_groups_cost: bool) -> int:

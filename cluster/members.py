@@ -17,6 +17,7 @@ from headrace.actors.generator import Generator, GeneratorSettings, GeneratorSta
 from headrace.actors.shared_memory import release
 from headrace.actors.verification import VerificationWorker, WorkerStatus
 from headrace.cluster.deadlines import note_outcome, within
+from headrace.cluster.errors import MemberUnfit
 from headrace.cluster.pool import ElasticPool, Member, SetState
 from headrace.cluster.publisher import WeightPublisher
 from headrace.cluster.run_records import MemberState, Pool
@@ -176,7 +177,7 @@ class VerificationKind:
         report: WorkerStatus = await member.handle.report.remote()
         member.inflight, member.done, member.busy_seconds = report.inflight, report.done, report.busy_seconds
         if report.condemned:
-            member.fail(f"unfit: {report.condemned}")
+            raise MemberUnfit(report.condemned)
         if report.call_seconds > self._hung_seconds:
             raise TimeoutError(f"a call of {report.inflight} sample(s) has hung for {report.call_seconds:.0f} s")
 

@@ -21,10 +21,10 @@ from ray.exceptions import RayError
 
 from headrace.actors.verification import MemberReport
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import AttestationFailed, PoolFailed, first_line, original
+from headrace.cluster.errors import MemberUnfit, PoolFailed, original
 from headrace.cluster.placement import describe
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, cause_line
 
 log = structlog.get_logger()
 
@@ -105,7 +105,7 @@ class MemberKind(Protocol):
         ...
 
     async def check(self, member: Member) -> None:
-        """Look at a serving member, and update its numbers. Raises when it is dead."""
+        """Look at a serving member, and update its numbers. Raises MemberUnfit, or what its death raises."""
         ...
 
     async def drained(self, member: Member) -> bool:
@@ -264,14 +264,19 @@ class ElasticPool:
             else:  # every member would say the same, and no successor mends it
                 note = str(mistake)
                 self._fail(mistake)
-        except (RayError, TimeoutError, AttestationFailed) as error:
+        except (RayError, TimeoutError, MemberUnfit) as error:
             note, replace = (
-                f"{type(error).__name__}: {first_line(error) or member.note or f'no answer while {member.state}'}",
+                f"{type(error).__name__}: {cause_line(error) or member.note or f'no answer while {member.state}'}",
                 True,
             )
         finally:
-            await self._end(member)
-            await self.set_state(member, MemberState.GONE, note)
+            member.fail(note)
+            try:
+                if member.state is MemberState.SERVING:
+                    await self._changed()  # its end takes a while, and it is given nothing meanwhile
+            finally:
+                await self._end(member)
+                await self.set_state(member, MemberState.GONE, note)
         if replace:
             self._replace(member, note)
         elif not self._staying:
@@ -290,7 +295,7 @@ class ElasticPool:
         try:
             await within(self._timing.close, member.handle.close.remote())
         except (RayError, TimeoutError) as error:
-            log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {first_line(error)}")
+            log.info("member_did_not_close", member=member.name, error=f"{type(error).__name__}: {cause_line(error)}")
         finally:
             self._end_actor(member.handle)
         await self.kind.clean(member)

@@ -25,9 +25,10 @@ from headrace.actors.engine import EngineDied
 from headrace.actors.generator import StagingFailed
 from headrace.actors.weight_sync.attestation import attest
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import AttestationFailed, first_line
+from headrace.cluster.errors import AttestationFailed
 from headrace.cluster.pool import Member
 from headrace.learner.worker import Snapshot
+from headrace.verifiers.errors import cause_line
 from headrace.verifiers.records import WeightManifest
 
 log = structlog.get_logger()
@@ -207,7 +208,7 @@ class WeightPublisher:
         if isinstance(sent, BaseException) and not broken:
             raise sent  # every member has all, and yet the learner's end failed: not a member's fault
         if isinstance(sent, BaseException):
-            log.error("send_failed", version=manifest.version, error=first_line(sent) or type(sent).__name__)
+            log.error("send_failed", version=manifest.version, error=cause_line(sent) or type(sent).__name__)
         return broken
 
     async def _regroup(self, members: Sequence[Member]) -> Broken:
@@ -243,7 +244,7 @@ class WeightPublisher:
                 probed = await member.handle.probe.remote(self._probe_sequences)
             distance = attest(snapshot.probe_logprobs, probed, self._tolerance)
         except (RayError, TimeoutError, ValueError) as error:
-            member.fail(f"not attested with version {version}: {first_line(error) or type(error).__name__}")
+            member.fail(f"not attested with version {version}: {cause_line(error) or type(error).__name__}")
             await self._given_up(member.name)
             return None
         member.version = version
@@ -290,5 +291,5 @@ def sort_out(members: Sequence[Member], outcomes: Sequence[Any]) -> Broken:
             fault = Fault.DEAD
         else:
             raise outcome
-        broken[member.name] = (fault, first_line(outcome) or type(outcome).__name__)
+        broken[member.name] = (fault, cause_line(outcome) or type(outcome).__name__)
     return broken

@@ -99,6 +99,7 @@ class QueueActor:
         self._dropped_in_a_row = 0
         self._failed_checks: list[FailedCheck] = []  # of the groups dropped in a row
         self._cancel = cancel
+        self._stopped = False
 
     async def start(self, host: str) -> str:
         """Serve the queue's metrics on `host`; the URL at which others find them. Raises UserError when that cannot be."""
@@ -148,8 +149,14 @@ class QueueActor:
         async with self._changed:
             self._changed.notify_all()
 
+    async def stop_leasing(self) -> None:
+        """No prompt is handed out any more; what is leased comes back as ever."""
+        self._stopped = True
+
     def _dispatch(self) -> None:
         """Grant what admission allows, to the generator with the most room first, one lease at a time."""
+        if self._stopped:
+            return
         now = time.monotonic()
         while True:
             room = {

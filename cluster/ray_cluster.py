@@ -21,11 +21,11 @@ from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
 from headrace.cluster.config import JobConfig
-from headrace.cluster.errors import RunFailed, first_line
+from headrace.cluster.errors import RunFailed
 from headrace.cluster.event_loop import Interrupts
 from headrace.cluster.placement import Bundle, bundles, check_fits, custom_resources, free_nodes, ray_nodes
 from headrace.verifiers.child_status import keep_child_statuses
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, cause_line
 from headrace.verifiers.telemetry import LOOPBACK
 
 log = structlog.get_logger()
@@ -146,14 +146,14 @@ def start_ray(job: JobConfig, address: str | None, scratch: str | None) -> None:
         if not address:
             raise UserError(f"Ray: {error}") from error
         raise UserError(
-            f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {first_line(error)}; one that asks for a token wants "
+            f"RAY_ADDRESS: cannot join the Ray cluster at {address!r}: {cause_line(error)}; one that asks for a token wants "
             "RAY_AUTH_MODE=token and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         ) from error
     except Exception as error:
         if type(error) is not Exception:
             raise
         # So plain is what Ray raises when its node is not up in time, as on a machine that is very busy.
-        raise RayNotStarted(f"Ray: {first_line(error)}") from error
+        raise RayNotStarted(f"Ray: {cause_line(error)}") from error
 
 
 def leave(scratch: str | None) -> None:

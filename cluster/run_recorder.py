@@ -14,7 +14,6 @@ from headrace.cluster import metrics
 from headrace.cluster.config import JobConfig
 from headrace.cluster.deadlines import within
 from headrace.cluster.display import Display
-from headrace.cluster.errors import first_line
 from headrace.cluster.evaluation import EvaluationResult, evaluation_record, gain, sample_records
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.memory import tree_pss_bytes
@@ -33,6 +32,7 @@ from headrace.cluster.run_records import (
     StepRecord,
     Summary,
 )
+from headrace.verifiers.errors import cause_line
 from headrace.verifiers.records import Group, decode
 
 log = structlog.get_logger()
@@ -230,7 +230,7 @@ class RunRecorder:
             write_report(self._folder.path)
         except Exception as error:  # a full disk, a damaged line, a mistake in the page: told, with its trace
             log.error("report_failed", exc_info=True)
-            self.event(f"report.html is not written: {type(error).__name__}: {first_line(error)}")
+            self.event(f"report.html is not written: {type(error).__name__}: {cause_line(error)}")
 
     def _summary(self, results: dict[str, EvaluationResult], step: int, model: str) -> Summary:
         scores = {record.label: Scores(record.sampled, record.greedy) for record in self._evaluations}

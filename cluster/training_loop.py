@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from headrace.cluster.checkpoint import CheckpointState, CheckpointStore
 from headrace.cluster.config import JobConfig
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import RunFailed, first_line, original
+from headrace.cluster.errors import RunFailed, original
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.queue_actor import Batch, TakeTimeout
 from headrace.cluster.run_recorder import RunRecorder
@@ -27,6 +27,7 @@ from headrace.cluster.run_records import QueueStatus
 from headrace.cluster.step_record import StepTimes, step_record
 from headrace.cluster.waits import Stopped, Waits
 from headrace.learner.worker import StepReport
+from headrace.verifiers.errors import cause_line
 
 log = structlog.get_logger()
 
@@ -199,7 +200,7 @@ class TrainingLoop:
             await self._save()
         except (RunFailed, RayError, OSError) as error:  # OSError: a deadline that has passed, or a full disk
             log.error("checkpoint_failed", step=self.step, exc_info=True)
-            self._recorder.event(f"step {self.step} is not saved: {type(error).__name__}: {first_line(error)}")
+            self._recorder.event(f"step {self.step} is not saved: {type(error).__name__}: {cause_line(error)}")
         else:
             if self._saved_step > 0:
                 self._recorder.event(f"step {self.step} is saved: go on with --resume when the cause is mended")

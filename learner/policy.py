@@ -21,7 +21,7 @@ from headrace.learner.head import HeadWeights, TokenLoss, token_logprobs, token_
 from headrace.learner.matmul import use_onednn
 from headrace.learner.packing import Branch, Document, Pack, pack_documents
 from headrace.learner.rounding import to_serving_dtype
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, opening_line
 
 CHECK_TOLERANCE = 1e-3  # nats, in float32
 
@@ -91,8 +91,9 @@ def load_policy(name: str, *, head_chunk_tokens: int, activation_checkpointing: 
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model.base: {name} cannot be loaded as a causal language model: {first_line}") from error
+        raise UserError(
+            f"model.base: {name} cannot be loaded as a causal language model: {opening_line(error)}"
+        ) from error
     for module in model.modules():
         # The learner's log-probabilities are compared with a generator's, which drops nothing out.
         if isinstance(module, nn.Dropout):

@@ -15,3 +15,20 @@ class WrongOption(UserError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def cause_line(error: BaseException) -> str:
+    """The line of an error that names its cause: Ray puts the trace of the other process before it, and pydantic a link
+    and what it was given behind it.
+
+    >>> cause_line(ValueError("1 validation error for VllmConfig\\n  Value error, too long [type=value_error, input=1]"))
+    'Value error, too long'
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith("For further information visit")]
+    return telling[-1].split(" [type=")[0] if telling else ""
+
+
+def opening_line(error: BaseException) -> str:
+    """The first line of an error whose cause stands there, such as transformers' own; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headrace.verifiers.base import printable
-from headrace.verifiers.errors import UserError, WrongOption
+from headrace.verifiers.errors import UserError, WrongOption, opening_line
 
 DEFAULT_TOKENS = 4096
 _MOST_CHARS_PER_TOKEN = 64  # a completion with more on average is no text; it is not even tokenized
@@ -188,7 +188,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise _wrong("model", f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+        raise _wrong(
+            "model", f"the tokenizer of {name} cannot be loaded: {printable(opening_line(error), 300)}"
+        ) from error
 
 
 def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -198,7 +200,7 @@ def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
             name, num_labels=1, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _wrong("model", f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise _wrong("model", f"{name} cannot be loaded: {printable(opening_line(error), 300)}") from error
     # transformers fills in at random what it does not find.
     for key, there, wanted in sorted(found["mismatched_keys"]):
         raise _wrong("model", f"{name}: `{key}` has the shape {list(there)}, and one score needs {list(wanted)}")
@@ -220,7 +222,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
-        raise _wrong("device", f"{name!r} is not there: {_first_line(error)}") from error
+        raise _wrong("device", f"{name!r} is not there: {printable(opening_line(error), 300)}") from error
     return device
 
 
@@ -231,10 +233,6 @@ def _plain(messages: Messages) -> str:
 def _encodable(text: str) -> str:
     """Without lone surrogates, which tokenizers refuse."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _first_line(error: Exception) -> str:
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0], 300)
 
 
 def _wrong(option: str, message: str) -> UserError:

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -130,11 +131,22 @@ def lease(group_size: int) -> Lease:
     return Lease(1, PROMPT, group_size, SAMPLING)
 
 
+def settings_of(engine: str, log_dir: Path) -> GeneratorSettings:
+    return GeneratorSettings(
+        run="run",
+        name="rollout-0",
+        host="127.0.0.1",
+        engine=SETTINGS,
+        verify_timeout_seconds=5.0,
+        verify_attempts=1,
+        log_dir=str(log_dir),
+        engine_class=f"{__name__}:{engine}",
+    )
+
+
 @pytest.fixture
 async def generator(tmp_path):
-    settings = GeneratorSettings(
-        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:FakeEngine"
-    )
+    settings = settings_of("FakeEngine", tmp_path)
     with mock.patch.dict(os.environ):
         generator = Generator(settings)
         report = await generator.start()
@@ -200,9 +212,7 @@ async def test_an_engine_that_died_fails_its_leases_and_every_look_at_it(generat
 
 
 async def test_a_generator_whose_engine_was_not_started_says_so(tmp_path):
-    settings = GeneratorSettings(
-        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:FakeEngine"
-    )
+    settings = settings_of("FakeEngine", tmp_path)
     generator = Generator(settings)
     with pytest.raises(RuntimeError, match="has not been started"):
         await generator.slots()
@@ -215,9 +225,7 @@ class BrokenEngine(FakeEngine):
 
 
 async def test_what_an_engine_fails_to_start_with_is_in_the_members_log(tmp_path):
-    settings = GeneratorSettings(
-        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:BrokenEngine"
-    )
+    settings = settings_of("BrokenEngine", tmp_path)
     with mock.patch.dict(os.environ), pytest.raises(OSError, match="no weights"):
         await Generator(settings).start()
     [line] = [json.loads(line) for line in (tmp_path / "rollout-0.jsonl").read_text().splitlines()]
@@ -301,9 +309,7 @@ async def test_an_engine_that_does_not_answer_is_silent_until_it_does():
 
 
 async def test_a_generator_whose_engine_is_stopped_while_it_generates_says_for_how_long(tmp_path):
-    settings = GeneratorSettings(
-        "run", "rollout-0", "127.0.0.1", SETTINGS, 5.0, 1, str(tmp_path), f"{__name__}:SilentEngine"
-    )
+    settings = settings_of("SilentEngine", tmp_path)
     generator = Generator(settings)
     with mock.patch.dict(os.environ):
         await generator.start()

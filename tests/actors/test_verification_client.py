@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from structlog.testing import capture_logs
 
 from headrace.actors.verification import LOGGED_FAILURES, VerificationWorker
-from headrace.actors.verification_client import BATCH, UNFIT, VerificationClient
+from headrace.actors.verification_client import BATCH, KNOWN_CALLS, UNFIT, VerificationClient
 from headrace.verifiers.base import Verifier, not_run, scored
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
@@ -287,7 +287,7 @@ async def test_a_worker_whose_checks_run_elsewhere_is_told_that_it_is_unfit_and_
         for number in range(4):
             await client.verify(sample(number))
     assert len(poisoned.batches) == UNFIT
-    assert f"{UNFIT} of its last {UNFIT} checks failed and ran elsewhere" in poisoned.condemned
+    assert f"checks failed in {UNFIT} of its last {UNFIT} calls and ran elsewhere" in poisoned.condemned
     assert "sandbox_failed" in poisoned.condemned
 
 
@@ -297,6 +297,120 @@ async def test_a_check_that_fails_everywhere_is_held_against_no_worker():
         for number in range(4 * UNFIT):
             assert (await client.verify(sample(number))).kind is VerdictKind.INFRA_ERROR
     assert not any(worker.condemned for worker in workers)
+
+
+async def test_one_sample_that_breaks_its_whole_call_is_held_against_no_worker():
+    class Breaking(Worker):
+        async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+            await super()._verify(samples)
+            if any(each.row["number"] == 7 for each in samples):
+                raise RayTaskError("verify", "Traceback\nKeyError: 7", KeyError(7))
+            return [Verdict(VerdictKind.PASS, 1.0, "match")] * len(samples)
+
+    workers = [Breaking("a"), Breaking("b")]
+    async with client_of(*workers) as client:
+        for _ in range(2 * UNFIT):
+            asked = [client.verify(sample(number)) for number in range(BATCH)]
+            verdicts = await asyncio.gather(*asked)
+            assert [each.kind for each in verdicts].count(VerdictKind.INFRA_ERROR) == 1
+    assert not any(worker.condemned for worker in workers)
+
+
+class Service:
+    """What the checks of all workers need."""
+
+    down = False
+
+
+class Depending(SlowWorker):
+    def __init__(self, name: str, service: Service, each: float) -> None:
+        super().__init__(name, once=1.0, each=each)
+        self.service = service
+
+    async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+        verdicts = await super()._verify(samples)
+        return [not_run("no_answer", message="")] * len(samples) if self.service.down else verdicts
+
+
+@pytest.mark.parametrize("seconds", [3.0, 10.0, 60.0])
+def test_an_outage_that_all_workers_see_is_held_against_none(seconds):
+    async def scenario() -> list[Depending]:
+        service = Service()
+        workers = [Depending(name, service, each) for name, each in (("a", 0.01), ("b", 0.03), ("c", 0.1))]
+        async with client_of(*workers, timeout=600.0, attempts=1000) as client:
+            for _ in range(4):
+                asked = [asyncio.create_task(client.verify(sample(n))) for n in range(2 * BATCH)]
+                await asyncio.sleep(0.5)
+                service.down = True
+                await asyncio.sleep(seconds)
+                service.down = False
+                verdicts = await asyncio.gather(*asked)
+                assert {verdict.kind for verdict in verdicts} == {VerdictKind.PASS}
+        return workers
+
+    assert not any(worker.condemned for worker in by_the_clock(scenario()))
+
+
+def test_a_worker_that_is_late_again_and_again_where_others_are_not_is_unfit():
+    async def scenario() -> SlowWorker:
+        slow, quick = SlowWorker("slow", once=40.0, each=0.0), SlowWorker("quick", once=1.0, each=0.0)
+        async with client_of(slow, quick, timeout=30.0) as client:
+            for number in range(10 * UNFIT):
+                assert (await client.verify(sample(number))).kind is VerdictKind.PASS
+        return slow
+
+    assert "worker_late" in by_the_clock(scenario()).condemned
+
+
+def test_a_sample_is_not_left_to_a_worker_that_has_become_late():
+    class FailsOnce(SlowWorker):
+        async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+            verdicts = await super()._verify(samples)
+            return [not_run("starved", message="")] if len(self.batches) == 2 else verdicts
+
+    async def scenario() -> float:
+        hung, other = SlowWorker("hung", once=1.0, each=0.0), FailsOnce("other", once=1.0, each=0.0)
+        async with client_of(hung, timeout=30.0, repeatable=True) as client:
+            (first,) = await slow_call(client, hung, 1, seconds=1000.0)
+            client.set_workers({"hung": hung, "other": other})
+            assert (await first).details["by"] == "other"
+            begun = asyncio.get_running_loop().time()
+            assert (await client.verify(sample(2))).details["by"] == "other"
+            assert len(other.batches) == 3
+        return asyncio.get_running_loop().time() - begun
+
+    assert 1.0 < by_the_clock(scenario()) < 35.0, "as soon as the other worker is late"
+
+
+def test_a_worker_that_cannot_be_reached_for_a_moment_is_used_again():
+    class Away(Worker):
+        async def _verify(self, samples: list[Sample]) -> list[Verdict]:
+            verdicts = await super()._verify(samples)
+            if len(self.batches) <= 2:
+                raise ActorUnavailableError("away", None)
+            return verdicts
+
+    async def scenario() -> Verdict:
+        async with client_of(Away("w"), attempts=3) as client:
+            return await client.verify(sample(1))
+
+    assert by_the_clock(scenario()).details["by"] == "w"
+
+
+async def test_a_worker_that_does_not_take_the_news_is_told_again():
+    poisoned, healthy = Worker("poisoned", not_run("sandbox_failed", message="no space left")), Worker("healthy")
+    told: list[str] = []
+
+    async def deaf(reason: str) -> None:
+        told.append(reason)
+        if len(told) == 1:
+            await asyncio.Event().wait()
+
+    poisoned.condemn = Remote(deaf)
+    async with client_of(poisoned, healthy, timeout=0.05, attempts=100) as client:
+        for number in range(4 * UNFIT):
+            await client.verify(sample(number))
+        await until(lambda: len(told) == 2)
 
 
 async def test_a_worker_that_fails_now_and_then_is_not_unfit():
@@ -313,10 +427,14 @@ async def test_a_worker_that_fails_now_and_then_is_not_unfit():
     assert not flaky.condemned
 
 
-async def slow_call(client: VerificationClient, worker: SlowWorker, samples: int) -> list[asyncio.Task[Verdict]]:
-    """A call that takes far longer than those before it."""
-    await asyncio.gather(*[client.verify(sample(n)) for n in range(40 * BATCH)])
-    worker.once, worker.held = 20.0, 0
+async def slow_call(
+    client: VerificationClient, worker: SlowWorker, samples: int, seconds: float = 20.0
+) -> list[asyncio.Task[Verdict]]:
+    """A call that takes far longer than those of its size before it."""
+    await asyncio.gather(*[client.verify(sample(n)) for n in range(2 * BATCH)])  # calls are as large as they may be now
+    for _ in range(KNOWN_CALLS):
+        await asyncio.gather(*[client.verify(sample(n)) for n in range(samples)])
+    worker.once, worker.held = seconds, 0
     held = [asyncio.create_task(client.verify(sample(n))) for n in range(samples)]
     await until(lambda: worker.held == samples)
     return held
@@ -358,7 +476,7 @@ def test_of_a_slow_batch_the_samples_go_one_by_one_and_none_is_checked_by_three(
 def test_a_second_check_that_fails_leaves_the_sample_to_the_first():
     async def scenario() -> Verdict:
         slow, failing = SlowWorker("slow", once=0.01, each=0.0), Worker("failing", not_run("starved", message=""))
-        async with client_of(slow, attempts=2, timeout=30.0, repeatable=True) as client:
+        async with client_of(slow, attempts=1, timeout=30.0, repeatable=True) as client:
             (held,) = await slow_call(client, slow, 1)
             client.set_workers({"slow": slow, "failing": failing})
             verdict = await held

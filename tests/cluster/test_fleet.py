@@ -12,6 +12,7 @@ import ray
 from headrace.actors.generator import GeneratorStatus
 from headrace.actors.verification import WorkerStatus
 from headrace.cluster import fleet as module
+from headrace.cluster.errors import MemberUnfit
 from headrace.cluster.fleet import Fleet, check_room, generator_settings, learner_worker_settings
 from headrace.cluster.job_file import load_job
 from headrace.cluster.members import HUNG_CHECK, HUNG_ENGINE_SECONDS, GeneratorKind, Requirements, VerificationKind
@@ -116,10 +117,9 @@ async def test_a_worker_that_a_generator_found_unfit_is_given_up():
     member = Member("verification-0", 0)
     member.handle = Handle(WorkerStatus(1, 7, 2.0, 0.0))
     await kind.check(member)
-    assert not member.failed.done()
     member.handle = Handle(WorkerStatus(1, 7, 2.0, 0.0, "5 of its last 5 checks failed and ran elsewhere"))
-    await kind.check(member)
-    assert member.failed.result() == "unfit: 5 of its last 5 checks failed and ran elsewhere"
+    with pytest.raises(MemberUnfit, match="5 of its last 5"):
+        await kind.check(member)
 
 
 async def test_a_generator_whose_engine_does_not_answer_is_found_dead_and_a_slow_one_is_not():

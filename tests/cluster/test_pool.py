@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from ray.exceptions import RayTaskError
 
-from headrace.cluster.errors import PoolFailed, first_line
+from headrace.cluster.errors import PoolFailed
 from headrace.cluster.pool import KEPT_GONE, ElasticPool
 from headrace.cluster.run_records import MemberState
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, cause_line
 from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, Remote, pool_of, until
 
 WAY = [
@@ -329,7 +329,7 @@ pydantic_core.ValidationError: 1 validation error for ModelConfig
     For further information visit https://errors.pydantic.dev/2.12/v/value_error
 """
     error = RayTaskError("start", trace, ValueError("any"))
-    assert first_line(error) == "Value error, max_model_len (9999) is too long"
+    assert cause_line(error) == "Value error, max_model_len (9999) is too long"
 
 
 async def test_a_pool_grows_only_where_the_cluster_has_room_and_shrinks_without_asking():

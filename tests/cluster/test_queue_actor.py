@@ -125,6 +125,21 @@ async def test_a_batch_is_taken_as_references_with_their_numbers(make):
     assert (await queue.commit(1)).trained == ["0:0", "0:1"]
 
 
+async def test_a_queue_that_is_told_to_stop_leases_nothing_more_and_takes_what_comes_back(make):
+    queue, generator = make(max_staleness=10), FakeGenerator()
+    await queue.set_generators({"g": entry(generator, inflight=2)})
+    await until(lambda: len(generator.answers) == 2)
+    await queue.stop_leasing()
+    for name in ("0:0", "0:1"):
+        generator.finish(name)
+    batch = await queue.take(SECONDS)
+    assert [group.numbers.prompt_id for group in batch.groups] == ["0:0", "0:1"]
+    await queue.commit(1)
+    await queue.attested("g", 1)
+    assert len(generator.answers) == 2
+    assert (await queue.status()).leased == 0
+
+
 async def test_leases_go_where_there_is_most_room_and_never_above_what_a_generator_may_hold(make):
     queue = make(max_staleness=10)
     small, large = FakeGenerator(), FakeGenerator()

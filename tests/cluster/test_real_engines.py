@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from headrace.cluster.checkpoint import CheckpointStore
+
 REPOSITORY = Path(__file__).parents[2]
 JOB = f"""
 [job]
@@ -20,6 +22,11 @@ max_length = 160
 [data]
 train = "{REPOSITORY}/examples/booking/train.jsonl"
 [reward]
+verifier = "weighted_sum"
+[[reward.options.parts]]
+verifier = "tool_call"
+options = {{ schema_path = "{REPOSITORY}/examples/booking/tools.json", form = "json" }}
+[[reward.options.parts]]
 function = "{REPOSITORY}/benchmarks/rewards.py:distinct"
 [algorithm]
 group_size = 2
@@ -67,6 +74,10 @@ def test_an_engine_is_added_and_a_killed_one_replaced_while_the_run_goes_on(tmp_
         assert "headrace_generator_tokens" in metrics
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output.read_text()[-3000:]
+    saved = CheckpointStore(run.folder.checkpoints, 1).newest()
+    assert saved is not None and saved.state.step == len(run.steps())
+    reasons = {record.reason for record in run.folder.read_samples()}
+    assert reasons and reasons <= {"no_call", "malformed_call", "extra_text"}, "the tool_call part's own"
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 2 * len(run.steps())
     assert run.left_behind() == []

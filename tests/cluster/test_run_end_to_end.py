@@ -72,11 +72,13 @@ def test_a_run_trains_evaluates_checkpoints_and_exports(start, tmp_path):
 
 def test_a_stopped_run_resumes_in_turns_and_trains_every_prompt_once(start):
     slowly = ("--rollout.engine.token-seconds", "0.02")  # generation takes longer than learning does
-    run = start("--job.steps", "40", *slowly)
+    run = start("--job.steps", "40", *slowly, "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 3, "at step 3")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output.read_text()[-3000:]
     stopped_at = len(run.steps())
+    saved = CheckpointStore(run.folder.checkpoints, 2).newest()
+    assert saved is not None and saved.state.step == stopped_at
     assert 3 <= stopped_at < 40
     resumed = start("--job.steps", str(stopped_at + 4), *slowly, "--resume", "--placement.take-turns", "true")
     assert resumed.finish() == 0, resumed.output.read_text()[-3000:]
@@ -151,7 +153,7 @@ def test_pools_scale_and_heal_while_the_run_goes_on(start, letters_job):
     run.until(lambda s: len(run.serving(s, "rollout")) == 1 and len(run.serving(s, "verification")) == 1, "scaled down")
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output.read_text()[-3000:]
-    assert "(unfit: " in run.output.read_text()
+    assert "(MemberUnfit: checks failed in " in run.output.read_text()
     assert sum(record.groups_dropped for record in run.steps()) == 0, "no prompt was lost to it"
     trained = run.trained()
     assert len(trained) == len(set(trained)) == 4 * len(run.steps())
@@ -168,6 +170,7 @@ def test_two_learner_ranks_with_a_reference_policy_train_as_one(start):
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(start):
+    shared_memory = set(os.listdir("/dev/shm"))
     run = start("--job.steps", "1000", "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 1, "at step 1")
     run.process.send_signal(signal.SIGINT)
@@ -175,4 +178,5 @@ def test_a_second_ctrl_c_ends_the_run_at_once_and_leaves_nothing(start):
     assert run.process.wait(AT_ONCE_SECONDS) == 130
     assert CheckpointStore(run.folder.checkpoints, 1).newest() is None, "one Ctrl-C saves the step, two do not"
     assert run.left_behind() == []
+    assert set(os.listdir("/dev/shm")) <= shared_memory
     assert "Traceback" not in run.output.read_text()

@@ -7,7 +7,6 @@ This module imports vLLM and is itself imported late, by name, once the environm
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import dataclasses
 import itertools
 import time
@@ -23,6 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from headrace.actors.engine import UNSYNCED, EngineDied, EngineSettings, Output, RequestFailed
+from headrace.actors.libnuma import check_libnuma
 from headrace.actors.weight_sync import vllm_backend
 from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -166,16 +166,6 @@ class VllmEngine:
 
     async def close(self) -> None:
         self._engine.shutdown()
-
-
-def check_libnuma() -> None:
-    """vLLM's CPU build imports without the library, and fails much later over names that it then lacks. Raises UserError."""
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError as error:
-        raise UserError(
-            f"the CPU engine needs the system's libnuma.so.1 (Debian, Ubuntu: apt-get install libnuma1): {error}"
-        ) from error
 
 
 def reason_of(error: ValueError) -> str:

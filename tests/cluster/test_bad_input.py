@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from headrace.actors import libnuma
+from headrace.cluster import base_model, preparation
 from headrace.cluster.cli import main
 from headrace.cluster.job_file import dump_job, load_job
 
@@ -27,12 +29,17 @@ def letters_job(letters_job) -> Path:
 
 @pytest.fixture
 def refused(letters_job, monkeypatch, capsys) -> Callable[..., str]:
-    """Run the command here; returns the one line of the refusal. Nothing may get as far as Ray."""
+    """Run the command here; returns the one line of the refusal. Nothing may get as far as the model, or Ray."""
 
     def no_cluster(*arguments, **options) -> None:
         raise AssertionError("a cluster was started for a job that is wrong")
 
+    def no_model(name: str) -> str:
+        raise AssertionError("the model's folder was wanted for a job that is wrong without it")
+
     monkeypatch.setattr(ray, "init", no_cluster)
+    monkeypatch.setattr(preparation, "resolve_base_model", no_model)
+    monkeypatch.setattr(preparation, "check_libnuma", lambda: None)  # not every machine that runs this has it
 
     def run(*words: str, command: str = "run") -> str:
         monkeypatch.setattr(sys, "argv", ["headrace", command, *words])
@@ -50,6 +57,10 @@ def one_line(stderr: str) -> str:
     return stderr.removeprefix("headrace: ").rstrip("\n")
 
 
+def line_of(path: Path, text: str) -> int:
+    return path.read_text().splitlines().index(text) + 1
+
+
 def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
@@ -64,7 +75,9 @@ def process(tmp_path) -> Callable[..., str]:
     (trap / "__init__.py").write_text("raise RuntimeError('vllm was imported')\n")
 
     def run(*words: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(trap.parent), "HF_HUB_OFFLINE": "1"}
+        # Were nothing found, the command would end at the cluster that it cannot join instead of starting one.
+        settings = {"PYTHONPATH": str(trap.parent), "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "127.0.0.1:1"}
+        environment = {**os.environ, **settings}
         start = time.monotonic()
         done = subprocess.run(
             [COMMAND, *words], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -85,7 +98,7 @@ def test_the_command_names_a_missing_data_file(letters_job, process):
 def test_the_command_names_a_misspelt_key_with_the_nearest_one(letters_job, process):
     replace(letters_job, "group_size = 4", "groupsize = 4")
     message = process("run", str(letters_job))
-    line = letters_job.read_text().splitlines().index("groupsize = 4") + 1
+    line = line_of(letters_job, "groupsize = 4")
     expected = f"{letters_job}:{line}: algorithm.groupsize: unknown key `groupsize`; did you mean `group_size`?"
     assert message == expected
 
@@ -93,7 +106,7 @@ def test_the_command_names_a_misspelt_key_with_the_nearest_one(letters_job, proc
 def test_the_command_names_a_model_that_cannot_be_found(letters_job, process):
     message = process("run", str(letters_job), "--model.base", "headrace-tests/no-such-model")
     folder = letters_job.parent / "headrace-tests/no-such-model"
-    assert message.startswith(f"model.base: 'headrace-tests/no-such-model': looked for a folder {folder} and ")
+    assert message.startswith(f"--model.base: 'headrace-tests/no-such-model': looked for a folder {folder} and ")
     assert ", where there is none, then on the hub: " in message
 
 
@@ -127,8 +140,9 @@ def test_an_invalid_tools_file_is_named(letters_job, refused, tools):
     replace(
         letters_job, 'function = "rewards.py:score"', 'verifier = "tool_call"\noptions = { schema_path = "tools.json" }'
     )
+    line = line_of(letters_job, 'verifier = "tool_call"')
     message = refused(str(letters_job))
-    assert message.startswith("reward: ")
+    assert message.startswith(f"{letters_job}:{line}: reward.verifier: ")
     assert str(path) in message
 
 
@@ -141,13 +155,30 @@ def test_a_missing_tools_file_is_named(letters_job, refused):
 
 def test_an_unknown_verifier_is_named_with_the_nearest_one(letters_job, refused):
     replace(letters_job, 'function = "rewards.py:score"', 'verifier = "tool_cal"')
-    assert refused(str(letters_job)) == "reward: unknown verifier `tool_cal`; did you mean `tool_call`?"
+    line = line_of(letters_job, 'verifier = "tool_cal"')
+    says = "unknown verifier `tool_cal`; did you mean `tool_call`?"
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.verifier: {says}"
+
+
+def test_a_reward_function_that_is_not_there_is_named_with_its_line(letters_job, refused):
+    line = line_of(letters_job, 'function = "rewards.py:score"')
+    path = letters_job.parent / "rewards.py"
+    path.write_text("")
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.function: {path} has no function `score`"
+    assert refused(str(letters_job), "--reward.function", "gone.py:score").startswith("--reward.function: reward ")
+
+
+def test_a_reward_that_was_given_in_python_is_named_with_its_line(letters_job, refused):
+    replace(letters_job, 'function = "rewards.py:score"', 'python = "score 0a1b"')
+    line = line_of(letters_job, 'python = "score 0a1b"')
+    says = "this job's reward (score) was given in Python and is in no file: run it with GRPOTrainer, "
+    assert refused(str(letters_job)).startswith(f"{letters_job}:{line}: reward.python: {says}")
 
 
 def test_a_verifiers_unknown_option_is_named_with_its_line(letters_job, refused):
     options = "options = { schema_path = 'tools.json', allow_txt = true }"
     replace(letters_job, 'function = "rewards.py:score"', f'verifier = "tool_call"\n{options}')
-    line = letters_job.read_text().splitlines().index(options) + 1
+    line = line_of(letters_job, options)
     says = "unknown option `allow_txt` of verifier `tool_call`; did you mean `allow_text`?"
     assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.options.allow_txt: {says}"
     replace(letters_job, ", allow_txt = true", "")
@@ -156,16 +187,53 @@ def test_a_verifiers_unknown_option_is_named_with_its_line(letters_job, refused)
 
 def test_an_argument_that_the_engine_does_not_know_is_named_with_its_line_before_anything_starts(letters_job, refused):
     replace(letters_job, "max_num_seqs", "max_num_sqes")
-    line = letters_job.read_text().splitlines().index("engine = { max_num_sqes = 16 }") + 1
+    line = line_of(letters_job, "engine = { max_num_sqes = 16 }")
     says = "vLLM has no engine argument `max_num_sqes`; did you mean `max_num_seqs`?"
     assert refused(str(letters_job)) == f"{letters_job}:{line}: rollout.engine.max_num_sqes: {says}"
 
 
+def test_the_library_that_the_cpu_engine_lacks_is_named_before_anything_starts(letters_job, refused, monkeypatch):
+    monkeypatch.setattr(preparation, "check_libnuma", libnuma.check_libnuma)
+    monkeypatch.setattr(libnuma, "LIBRARY", "libno-such.so.1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    message = refused(str(letters_job))
+    assert message.startswith("the CPU engine needs the system's libno-such.so.1 (Debian, Ubuntu: apt-get install ")
+
+
+WARM_START = '[warm_start]\ndata = "warm.jsonl"\n'
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"prompt": "a"}', "has no 'completion' text to learn from"),
+        ('{"completion": "b"}', "has no 'prompt' field (data.prompt_field); it has ['completion']"),
+    ],
+)
+def test_a_warm_start_row_is_named_before_the_model_is_wanted(letters_job, refused, row, says):
+    letters_job.write_text(letters_job.read_text() + WARM_START)
+    path = letters_job.parent / "warm.jsonl"
+    path.write_text(f'{{"prompt": "a", "completion": "b"}}\n{row}\n')
+    assert refused(str(letters_job)) == f"{path}:2: {says}"
+
+
 def test_an_unknown_model_is_named(letters_job, refused):
-    message = refused(str(letters_job), "--model.base", "smollm")
-    assert message == (
-        "model.base: unknown model 'smollm': give a hub id (owner/name), a model folder, or 'smollm2-135m'"
-    )
+    says = "unknown model 'smollm': give a hub id (owner/name), a model folder, or 'smollm2-135m'"
+    assert refused(str(letters_job), "--model.base", "smollm") == f"--model.base: {says}"
+    base = next(line for line in letters_job.read_text().splitlines() if line.startswith("base = "))
+    replace(letters_job, base, 'base = "smollm"')
+    line = line_of(letters_job, 'base = "smollm"')
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: model.base: {says}"
+
+
+def test_what_the_model_shows_to_be_wrong_is_named_with_its_line(letters_job, refused, monkeypatch):
+    monkeypatch.setattr(preparation, "resolve_base_model", base_model.resolve_base_model)
+    replace(letters_job, "max_length = 96", "max_length = 257")
+    line = line_of(letters_job, "max_length = 257")
+    assert refused(str(letters_job)).startswith(f"{letters_job}:{line}: model.max_length: 257 tokens are more than ")
+    replace(letters_job, "max_length = 257", "max_length = 96")
+    message = refused(str(letters_job), "--rollout.tensor-parallel-size", "3")
+    assert message.startswith("--rollout.tensor-parallel-size: 3 workers cannot share the 4 attention heads of ")
 
 
 def test_groups_of_one_are_refused(letters_job, refused):

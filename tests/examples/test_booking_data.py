@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -258,24 +258,31 @@ scenes = st.builds(
 )
 
 
+on_a_busy_machine = settings(deadline=None)  # where one of many examples may well take long
+
+
+@on_a_busy_machine
 @given(scenes)
 def test_dates_mean_what_is_said(scene: Any) -> None:
     phrase = generator.draw_date(scene)
     assert read_date(phrase.text, scene.today).isoformat() == phrase.value
 
 
+@on_a_busy_machine
 @given(scenes)
 def test_times_mean_what_is_said(scene: Any) -> None:
     phrase = generator.draw_time(scene)
     assert read_time(phrase.text) == phrase.value
 
 
+@on_a_busy_machine
 @given(scenes)
 def test_codes_and_phone_numbers_mean_what_is_said(scene: Any) -> None:
     for phrase in (generator.draw_code(scene), generator.draw_phone(scene)):
         assert read_digits(phrase.text) == phrase.value
 
 
+@on_a_busy_machine
 @given(scenes)
 def test_every_slot_can_be_said_plainly_and_never_harder_than_allowed(scene: Any) -> None:
     for slot in generator.SLOTS:

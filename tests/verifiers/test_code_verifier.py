@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.verifiers.code import CodeVerifier, extract_code, same_value
+from headrace.verifiers.code import CodeOptions, CodeVerifier, extract_code, same_value
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.sandbox.plan import Limits
 from headrace.verifiers.sandbox.probe import probe
 
 
@@ -261,11 +262,36 @@ def test_a_row_that_is_wrong_is_told_before(verifier, row, fault):
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "bad_row")
 
 
+def test_every_limit_of_a_run_is_an_option():
+    for name in Limits.__struct_fields__:
+        assert CodeOptions.model_fields[name].default == getattr(Limits(), name), name
+
+
+def test_files_are_limited_as_asked():
+    if not probe().namespaces:
+        pytest.skip("without namespaces code has no folder to write to")
+    kept = "import os\nfiles = [open(f'{n}', 'wb') for n in range(%d)]\nprint(files[0].write(bytes(%d)), flush=True)"
+    tests = [{"stdin": "", "stdout": "5000"}]
+    program, small, large = kept % (40, 5000), CodeVerifier(file_bytes=4096), CodeVerifier(file_bytes=8192)
+    few, fewer_files = CodeVerifier(open_files=24), kept % (10, 5000)
+    program += "\nfiles[0].flush()"
+    assert judge(large, program, tests=tests).kind is VerdictKind.PASS
+    assert judge(few, fewer_files, tests=tests).kind is VerdictKind.PASS
+    too_large, too_many = judge(small, program, tests=tests), judge(few, program, tests=tests)
+    assert too_large.reason == "exception" and "File too large" in too_large.details["message"]
+    assert too_many.reason == "exception" and "Too many open files" in too_many.details["message"]
+    for verifier in (small, large, few):
+        verifier.close()
+
+
 def test_wrong_options_are_refused_by_name():
     with pytest.raises(WrongOption, match="did you mean `cpu_seconds`"):
         CodeVerifier(cpu_second=1)
     with pytest.raises(WrongOption, match="wall_seconds"):
         CodeVerifier(wall_seconds=-1)
+    for name in ("file_bytes", "open_files"):
+        with pytest.raises(WrongOption, match=name):
+            CodeVerifier(**{name: 1})
     with pytest.raises(UserError):
         CodeVerifier(compare_output="loosely")
 

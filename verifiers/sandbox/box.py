@@ -27,7 +27,7 @@ from headrace.verifiers.sandbox import namespaces, starvation, zygote
 from headrace.verifiers.sandbox.cgroup import Cgroup, CgroupMissing
 from headrace.verifiers.sandbox.layers import Layers
 from headrace.verifiers.sandbox.plan import BoxPlan, cgroup_limits, server_plan
-from headrace.verifiers.sandbox.run import Ended, Run
+from headrace.verifiers.sandbox.run import STARVED, Ended, Run
 
 log = structlog.get_logger()
 
@@ -154,7 +154,7 @@ class Box:
             if run.deadline <= now:
                 since_start = now - run.started
                 waited = 0.0 if tasks is None else starvation.waited_seconds(tasks, since_start)
-                run.fault = "starved" if waited > since_start / 2 else "timeout"
+                run.fault = STARVED if waited > since_start / 2 else "timeout"
 
     def _serve(self, seconds: float) -> None:
         poll = select.poll()

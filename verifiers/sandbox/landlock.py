@@ -49,6 +49,11 @@ class Ruleset:
         for path in paths:
             self._allow(path, _READ_FILE | _READ_DIR | (_EXECUTE if execute else 0))
 
+    def allow_listing(self, folders: Iterable[str]) -> None:
+        """The names in them and in all folders beneath; no file's content."""
+        for folder in folders:
+            self._allow(folder, _READ_DIR)
+
     def allow_devices(self, paths: Iterable[str]) -> None:
         for path in paths:
             self._allow(path, _READ_FILE | _WRITE_FILE)
@@ -70,6 +75,17 @@ class Ruleset:
             syscalls.call("landlock_add_rule", self.descriptor, _PATH_BENEATH, create_string_buffer(rule, len(rule)), 0)
         finally:
             os.close(descriptor)
+
+
+def parts(folder: str, hidden: Iterable[str]) -> list[str]:
+    """A rule holds for all that is beneath its path: so these are the paths for `folder` without its folders `hidden`."""
+    names = set(hidden)
+    if not names:
+        return [folder]
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if entry.name not in names]
+        # A link to a folder would be a rule for that one, which may be hidden; a link that leads nowhere cannot be opened.
+        return sorted(entry.path for entry in shown if entry.is_dir(follow_symlinks=False) or entry.is_file())
 
 
 def restriction(descriptor: int) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import create_string_buffer
 
 from headrace.verifiers.sandbox import syscalls
@@ -21,7 +21,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 _NEW_USER, _NEW_PID, _NEW_MOUNT = 0x10000000, 0x20000000, 0x00020000
 _NEW_NET, _NEW_IPC, _NEW_UTS = 0x40000000, 0x08000000, 0x04000000
-_NO_SUID, _NO_DEV, _NO_ACCESS_TIMES = 2, 4, 1024
+_READ_ONLY, _NO_SUID, _NO_DEV, _NO_ACCESS_TIMES = 1, 2, 4, 1024
 _BIND, _RECURSIVE, _PRIVATE = 4096, 16384, 1 << 18
 _DETACH = 2
 _SET_PARENT_DEATH_SIGNAL = 1
@@ -64,9 +64,9 @@ def _write(pid: int, name: str, text: str) -> None:
         os.close(descriptor)
 
 
-def build_root(readable: Sequence[tuple[str, str]], scratch_bytes: int) -> None:
+def build_root(readable: Sequence[tuple[str, str]], hidden: Mapping[str, Sequence[str]], scratch_bytes: int) -> None:
     """Leave the host's files: the new root holds `readable` (host path, path in the box), read-only, a few devices and
-    `WORK`. Raises OSError."""
+    `WORK`. The folders `hidden` (by path in the box: names in there) are empty. Raises OSError."""
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
     sources = [source for source, _ in readable]
     root = next(
@@ -76,6 +76,7 @@ def build_root(readable: Sequence[tuple[str, str]], scratch_bytes: int) -> None:
     _mount("tmpfs", root, "tmpfs", _NO_SUID, f"size={1 << 20},mode=755")
     for source, target in readable:
         _bind(source, root + target, _ATTR_READ_ONLY | _ATTR_NO_SUID | _ATTR_NO_DEV)
+    _cover([f"{root}{folder}/{name}" for folder, names in hidden.items() for name in names])
     for device in DEVICES:
         # Read-only is the node, with its times, which the next run could read; what is written to the device passes.
         _bind(device, root + device, _ATTR_READ_ONLY | _ATTR_NO_SUID)
@@ -136,6 +137,14 @@ def _bind(source: str, target: str, attributes: int) -> None:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     _mount(source, target, None, _BIND | _RECURSIVE)
     _set_attributes(target, attributes, recursive=True)
+
+
+def _cover(folders: Sequence[str]) -> None:
+    """One empty folder in the place of each."""
+    for folder in folders[:1]:
+        _mount("tmpfs", folder, "tmpfs", _READ_ONLY | _NO_SUID | _NO_DEV, "size=4096,nr_inodes=2,mode=555")
+    for folder in folders[1:]:
+        _mount(folders[0], folder, None, _BIND)
 
 
 def _set_attributes(path: str, attributes: int, *, recursive: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from typing import Any
 
 import msgspec
@@ -12,6 +14,9 @@ from headrace.verifiers.sandbox.layers import Layers
 
 _INTERPRETER_BYTES = 64 << 20  # address space of a bare interpreter; more than that is the program's own
 _SERVER_TASKS = 4
+_PACKAGES = ("site-packages", "dist-packages")
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_OF_THE_LOADER = ("*-linux-*", "glibc-hwcaps", "locale")  # folders in these that the C library reads
 
 MODULES = (
     "bisect", "collections", "copy", "datetime", "decimal", "enum", "fractions", "functools", "heapq",
@@ -59,7 +64,10 @@ def server_plan(plan: BoxPlan, layers: Layers) -> dict[str, Any]:
     """What the server is told at its start, in JSON's types."""
     limits = plan.limits
     library = sysconfig.get_path("stdlib")
-    readable = [(library, "/python"), *((path, path) for path in (*_system_paths(), *plan.readable))]
+    libraries = [path for path in _LIBRARIES if os.path.isdir(path)]
+    others = [path for path in ("/usr/share/zoneinfo",) if os.path.isdir(path)] + list(plan.readable)
+    hidden = {path: _hidden(path, plan.readable) for path in libraries}
+    hidden["/python"] = [name for name in _folders(library) if name in _PACKAGES]
     rlimits = {
         "RLIMIT_AS": limits.memory_bytes + _INTERPRETER_BYTES,
         "RLIMIT_FSIZE": limits.file_bytes,
@@ -74,7 +82,11 @@ def server_plan(plan: BoxPlan, layers: Layers) -> dict[str, Any]:
         "two_users": False,
         "landlock": layers.landlock_abi > 0,
         "seccomp": layers.seccomp,
-        "readable": readable,
+        "readable": [
+            (library, "/python"),
+            *((path, path) for path in (*libraries, *others)),
+        ],  # host path, path in the box
+        "hidden": hidden,  # by path in the box: names of folders in there
         "path": ["/python", "/python/lib-dynload"],
         "modules": list(plan.modules),
         "programs": plan.programs,
@@ -84,7 +96,24 @@ def server_plan(plan: BoxPlan, layers: Layers) -> dict[str, Any]:
     }
 
 
-def _system_paths() -> list[str]:
-    """Shared libraries that the interpreter's modules load, and time zones."""
-    paths = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
-    return [path for path in paths if os.path.isdir(path)]
+def _hidden(folder: str, readable: Iterable[str]) -> list[str]:
+    """Which folders in a folder of shared libraries no run sees: all but the loader's own, and those that were asked for.
+    They hold the packages of this and of other interpreters, and whatever else a host has installed."""
+    wanted = [os.path.realpath(path) for path in readable]
+    return [
+        name
+        for name in _folders(folder)
+        if not any(fnmatch(name, pattern) for pattern in _OF_THE_LOADER)
+        and not any(_share_a_path(os.path.realpath(os.path.join(folder, name)), path) for path in wanted)
+    ]
+
+
+def _share_a_path(one: str, other: str) -> bool:
+    """Whether one of two paths holds the other."""
+    return os.path.commonpath((one, other)) in (one, other)
+
+
+def _folders(folder: str) -> list[str]:
+    """The names of the folders in it; not of links: what they lead to is not there, or has a name of its own."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

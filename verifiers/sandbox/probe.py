@@ -9,6 +9,7 @@ from headrace.verifiers.sandbox.box import Box, BoxFailed
 from headrace.verifiers.sandbox.cgroup import Cgroup, CgroupMissing
 from headrace.verifiers.sandbox.layers import LEAST_LANDLOCK, Layers
 from headrace.verifiers.sandbox.plan import BoxPlan
+from headrace.verifiers.sandbox.programs import call_function
 
 
 @cache
@@ -18,30 +19,34 @@ def probe() -> Layers:
     if not syscalls.supported():
         reason = "only Linux on x86_64 and aarch64 is supported"
         return Layers(False, 0, False, False, dict.fromkeys(("seccomp", "landlock", "namespaces", "cgroup"), reason))
-    try:
-        syscalls.libc("prctl", 21, 0, 0, 0, 0)  # PR_GET_SECCOMP
-        seccomp = True
-    except OSError as error:
-        seccomp, missing["seccomp"] = False, str(error)
+    # Filters, by putting one on: a kernel that knows of seccomp, and a container, may all the same refuse them.
+    seccomp_fault = _fault(seccomp=True, namespaces=False)
+    if seccomp_fault:
+        missing["seccomp"] = seccomp_fault
     abi = landlock.abi()
     if abi < LEAST_LANDLOCK:
         missing["landlock"] = f"ABI {abi}, it takes {LEAST_LANDLOCK}" if abi else "the kernel does not offer it"
-    fault = _namespaces_fault()
-    if fault:
-        missing["namespaces"] = fault
+    namespaces_fault = _fault(seccomp=False, namespaces=True)
+    if namespaces_fault:
+        missing["namespaces"] = namespaces_fault
     try:
         Cgroup.create("probe").remove()
         cgroup = True
     except CgroupMissing as error:
         cgroup, missing["cgroup"] = False, str(error)
-    return Layers(seccomp, abi, not fault, cgroup, missing)
+    return Layers(not seccomp_fault, abi, not namespaces_fault, cgroup, missing)
 
 
-def _namespaces_fault() -> str:
-    """Why a box in namespaces cannot be made here; empty when it can."""
-    only_namespaces = Layers(seccomp=True, landlock_abi=0, namespaces=True, cgroup=False)
+def _fault(*, seccomp: bool, namespaces: bool) -> str:
+    """Why a box of this one layer, with a run in it, cannot be made here; empty when it can."""
+    layers = Layers(seccomp=seccomp, landlock_abi=0, namespaces=namespaces, cgroup=False)
+    box = None
     try:
-        Box(BoxPlan(), only_namespaces).close()
+        box = Box(BoxPlan(), layers)
+        call_function(box, "def f(): return 0", "f", [[]])  # a run puts on more than the server does
     except BoxFailed as error:
         return str(error)
+    finally:
+        if box is not None:
+            box.close()
     return ""

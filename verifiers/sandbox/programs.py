@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from headrace.verifiers.sandbox import plain
-from headrace.verifiers.sandbox.box import Box, Run
+from headrace.verifiers.sandbox.box import Box
+from headrace.verifiers.sandbox.run import STARVED, Run
 
-STARVED = "starved"  # the reason of a run that had no processor for most of its time: no fault of the code's
 _PATIENCE = 0.05  # seconds for a program that has said all to end: to let it costs less than to kill it
 _MOST_SHOWN = 500  # characters of what a program says, in details
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 _CHUNK = 1 << 16
+STARVED = "starved"  # the fault of a run that had no processor for most of its time: not the code's
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -38,7 +39,7 @@ class Run:
         self.answers: deque[dict[str, Any]] = deque()
         self.ended: Ended | None = None
         self.ended_by_itself = False
-        self.fault = ""  # why the host ended it: "timeout", "starved", "output_flood", "bad_answer"
+        self.fault = ""  # why the host ended it: "timeout", STARVED, "output_flood", "bad_answer"
         self._control = control
         self._most_bytes = most_bytes
         self._texts = {out: bytearray(), err: bytearray()}

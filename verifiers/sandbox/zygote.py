@@ -107,17 +107,19 @@ class Zygote:
         self._preload(plan["modules"])
         sys.dont_write_bytecode = True
         builtins.exit = builtins.quit = sys.exit  # as programs know them, from a module that is not loaded here
-        readable = [target for _, target in plan["readable"]]
         if self._in_namespaces:
-            namespaces.build_root(plan["readable"], plan["scratch_bytes"])
+            namespaces.build_root(plan["readable"], plan["hidden"], plan["scratch_bytes"])
             self._work = _fingerprint()
             sys.path[:] = plan["path"]
             _move_modules(*plan["readable"][0])
+            readable, listed = [target for _, target in plan["readable"]], []
         else:
-            readable = [source for source, _ in plan["readable"]]
+            parts = [landlock.parts(source, plan["hidden"].get(target, [])) for source, target in plan["readable"]]
+            readable = [path for some in parts for path in some]
+            listed = [plan["readable"][0][0]]  # the standard library: an import looks for names in it
             namespaces.syscalls.libc("prctl", _SET_SUBREAPER, 1, 0, 0, 0)
             os.chdir("/")
-        rulesets = self._make_rulesets(readable) if plan["landlock"] else {}
+        rulesets = self._make_rulesets(readable, listed) if plan["landlock"] else {}
         self._processes = namespaces.ProcessNamespaces() if self._in_namespaces else None
         self._confinement = child.Confinement(plan, self._run_filter(), rulesets)
         seccomp.renounce_privileges()
@@ -142,12 +144,13 @@ class Zygote:
         for name in modules:
             importlib.import_module(name)
 
-    def _make_rulesets(self, readable: list[str]) -> dict[bool, int]:
+    def _make_rulesets(self, readable: list[str], listed: list[str]) -> dict[bool, int]:
         """By whether the run may write: made once, put on by each child."""
         made = {}
         for scratch in (False, True):
             rules = landlock.Ruleset()
             rules.allow_reading(readable, execute=self._plan["programs"])
+            rules.allow_listing(listed)
             rules.allow_devices(namespaces.DEVICES)
             if scratch and self._in_namespaces:
                 rules.allow_all(namespaces.WORK_RULE, execute=self._plan["programs"])
@@ -199,7 +202,7 @@ class Zygote:
             with contextlib.suppress(OSError):  # the child does the same: whoever comes first
                 os.setpgid(pid, pid)
         end = os.pidfd_open(pid)
-        self._runs[end] = _Run(number, pid, end, scratch, group=self._processes is None)
+        self._runs[end] = _Run(number, pid, end, group=self._processes is None)
         self._poll.register(end, select.POLLIN)
 
     def _refuse(self, number: int, error: OSError) -> None:
@@ -225,7 +228,7 @@ class Zygote:
         run.end_group()
         _, status, usage = os.wait4(run.pid, 0)
         run.reap_group()
-        if self._in_namespaces and run.scratch and _fingerprint() != self._work:
+        if self._in_namespaces and _fingerprint() != self._work:  # after any run: by its path all can reach it
             namespaces.renew_work(self._plan["scratch_bytes"])
             self._work = _fingerprint()
         code = os.waitstatus_to_exitcode(status)
@@ -235,10 +238,9 @@ class Zygote:
 class _Run:
     """A child under way. Without a process namespace its process group, which it cannot leave, holds all that it starts."""
 
-    def __init__(self, number: int, pid: int, end: int, scratch: bool, group: bool) -> None:
+    def __init__(self, number: int, pid: int, end: int, group: bool) -> None:
         self.number = number
         self.pid = pid
-        self.scratch = scratch
         self._end = end
         self._group = group
 

@@ -52,6 +52,21 @@ FILES = [
         "return tries(lambda: open('l').read(), lambda: open('l', 'w').write('x'))")),
     attack("calls", "folders_listed", "forbidden_call exception", _TRY + function(
         "return tries(*[lambda p=p: os.listdir(p) for p in ('@FOLDER@', '/root', '/proc', '/tmp', '/etc', '/home', '@PROJECT@')])")),
+    attack("calls", "site_packages_listed", "wrong_answer exception", function(
+        "import os, sys\nfound = []\nfor top in {*sys.path, '/python', '/lib', '/lib64', '/usr', '/opt'}:\n"
+        "    for folder, _, _ in os.walk(top):\n"
+        "        if {'site-packages', 'dist-packages'} & {*folder.split('/')} and os.listdir(folder):\n"
+        "            found.append(folder)\nreturn 'BREACH ' + repr(found) if found else 0"), needs_namespaces=True),
+    attack("calls", "site_packages_read", "forbidden_call exception", _TRY + function(
+        "host, box = '@PACKAGE_FILE@', '/python/' + '@PACKAGE_FILE@'.partition('/python')[2].partition('/')[2]\n"
+        "return tries(*[lambda p=p: open(p, 'rb').read() for p in (host, box)])")),
+    attack("calls", "site_packages_imported", "exception forbidden_call", function("import pip\nreturn 'BREACH'", "import sys\n"
+        "sys.path += ['/python/site-packages', '/usr/lib/python3/dist-packages', '@PACKAGES@']")),
+    attack("calls", "other_software_listed", "wrong_answer exception", function(
+        "import os\nseen = [f'{top}/{name}' for top in ('/lib', '/usr/lib', '/lib64', '/usr/lib64') if os.path.isdir(top)\n"
+        "        for name in os.listdir(top) if '-linux-' not in name and name not in ('locale', 'glibc-hwcaps')]\n"
+        "found = [path for path in seen if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path)]\n"
+        "return 'BREACH ' + repr(found) if found else 0"), needs_namespaces=True),
     attack("calls", "library_changed", "forbidden_call exception", _TRY + function(
         "import json\nfile = json.__file__\n"
         "return tries(lambda: open(file, 'a'), lambda: os.chmod(file, 0o777), lambda: os.utime(file), lambda: os.unlink(file),"

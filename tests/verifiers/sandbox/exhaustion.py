@@ -91,6 +91,16 @@ DISK = [
 # What a run might leave for the next; the witness of suite.py looks.
 MESSAGES = [
     attack("script", "message_in_a_file", "wrong_answer forbidden_call", "open('m', 'w').write('7')"),
+    *[
+        attack(how, f"message_by_an_absolute_path_in_{how}", "wrong_answer exception forbidden_call", function(
+            "import os\nos.mkdir('/work/run/d')\nopen('/work/run/d/m', 'w').write('7')\nreturn x"))
+        for how in ("calls", "test")
+    ],
+    attack("test", "message_by_an_absolute_path_on_load", "wrong_answer exception forbidden_call",
+           "open('/work/run/m', 'w').write('7')\ndef f(x): return x"),
+    attack("test", "message_by_a_changed_folder", "wrong_answer exception forbidden_call", function(
+        "import os\nos.chdir('/work/run')\nos.symlink('7', 'm')\nreturn x")),
+    attack("command", "message_of_a_program", "wrong_answer exception", "mkdir -p d/e && echo 7 > d/e/m; echo 7 > /work/run/m"),
     attack("script", "message_in_a_file_removed", "wrong_answer forbidden_call", "import os\nfor i in range(9):\n    open('m', 'w').close(); os.unlink('m')"),
     attack("script", "message_in_times", "wrong_answer forbidden_call exception", "import os\nos.utime('.', (7, 7))"),
     attack("script", "message_in_a_mode", "wrong_answer forbidden_call exception", "import os\nos.chmod('.', 0o700)"),

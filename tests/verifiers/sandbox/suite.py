@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,17 +117,22 @@ class World:
         for listener in self._listeners:
             listener.listen()
             listener.setblocking(False)
-        self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._datagrams.bind(("127.0.0.1", port))
-        self._datagrams.setblocking(False)
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        datagrams.bind(("127.0.0.1", port))
+        abstract_datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        abstract_datagrams.bind(f"\0{abstract}-datagrams")
+        self._mailboxes = [datagrams, abstract_datagrams]
+        for mailbox in self._mailboxes:
+            mailbox.setblocking(False)
         self._victim = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._handlers = {
             each: signal.signal(each, self._note) for each in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
         }
         os.environ["HEADRACE_CANARY"] = self.marker
         self.names = {
-            "FOLDER": self._folder, "PORT": port, "ABSTRACT": abstract, "HOST": os.getpid(), "VICTIM": self._victim.pid,
-            "PROJECT": Path(__file__).parents[3], "LEVEL": level,
+            "FOLDER": self._folder, "PORT": port, "ABSTRACT": abstract, "ABSTRACT_DATAGRAMS": f"{abstract}-datagrams",
+            "HOST": os.getpid(), "VICTIM": self._victim.pid, "PROJECT": Path(__file__).parents[3], "LEVEL": level,
+            **_packages(),
         }  # fmt: skip
         self._before = self._facts()
 
@@ -159,8 +165,9 @@ class World:
             with contextlib.suppress(BlockingIOError):
                 listener.accept()[0].close()
                 found.append(f"connected to {listener.getsockname()!r}")
-        with contextlib.suppress(BlockingIOError):
-            found.append(f"datagram {self._datagrams.recv(100)!r}")
+        for mailbox in self._mailboxes:
+            with contextlib.suppress(BlockingIOError):
+                found.append(f"datagram {mailbox.recv(100)!r}")
         return found
 
     def close(self) -> None:
@@ -168,7 +175,7 @@ class World:
             signal.signal(each, handler)
         self._victim.kill()
         self._victim.wait()
-        for listener in (*self._listeners, self._datagrams):
+        for listener in (*self._listeners, *self._mailboxes):
             listener.close()
         del os.environ["HEADRACE_CANARY"]
         shutil.rmtree(self._folder)
@@ -245,6 +252,12 @@ def _shown(value: Any) -> str:
         return "(a large integer)"
 
 
+def _packages() -> dict[str, object]:
+    """The interpreter's folder of packages, and a file in there that says what it is; the project's own are elsewhere."""
+    folder = Path(sysconfig.get_path("stdlib")) / "site-packages"
+    return {"PACKAGES": folder, "PACKAGE_FILE": next(iter(sorted(folder.rglob("METADATA"))), folder / "METADATA")}
+
+
 def run_suite(level: str) -> dict[str, Outcome]:
     """Every attack that this level is for."""
     layers = levels()[level]
@@ -252,14 +265,14 @@ def run_suite(level: str) -> dict[str, Outcome]:
     world = World(level)
     outcomes: dict[str, Outcome] = {}
     with contextlib.closing(world), _sandboxes(layers) as sandboxes:
-        witness = _witness(sandboxes["python"])
+        witnesses = {kind: _witness_in(sandbox) for kind, sandbox in sandboxes.items()}
         chosen = [world.filled(attack) for attack in ATTACKS if layers.namespaces or not attack.needs_namespaces]
         for attack in chosen:
             if not attack.hangs:
-                outcomes[attack.name] = _observed(sandboxes, attack, world, witness)
+                outcomes[attack.name] = _observed(sandboxes, attack, world, witnesses)
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             hanging = [attack for attack in chosen if attack.hangs]
-            results = threads.map(lambda each: _alone(sandboxes, each, world.marker), hanging)
+            results = threads.map(lambda each: _alone(sandboxes, each, world.marker, witnesses), hanging)
             outcomes |= {attack.name: outcome for attack, outcome in zip(hanging, results, strict=True)}
         outcomes["all that hang"] = Outcome("", world.violations())
     left = [f"{key}: {value}, not {before[key]}" for key, value in _held().items() if value != before[key]]
@@ -295,32 +308,40 @@ def _sandboxes(layers: Layers) -> Iterator[dict[str, Sandbox]]:
             sandbox.close()
 
 
-def _alone(sandboxes: dict[str, Sandbox], attack: Attack, marker: str) -> Outcome:
-    kind = "command" if attack.how == "command" else "python"
+def _alone(sandboxes: dict[str, Sandbox], attack: Attack, marker: str, witnesses: dict[str, str]) -> Outcome:
+    """The attack by itself; then what is left of it in its box, and what the next run there sees."""
+    kind = ("command" if attack.how == "command" else "python") + ("_short" if attack.hangs else "")
     try:
-        with sandboxes[f"{kind}_short" if attack.hangs else kind].box() as box:
+        with sandboxes[kind].box() as box:
             outcome = run_attack(box, attack, marker)
-            left = starvation.tasks_below(box.pid, nested=box.layers.namespaces)
-            return msgspec.structs.replace(
-                outcome, violations=outcome.violations + [f"left {task}" for task in left or ()]
-            )
+            tasks = starvation.tasks_below(box.pid, nested=box.layers.namespaces)
+            found = [f"left {task}" for task in tasks or ()]
+            if (seen := _witness(box)) != witnesses[kind]:
+                found.append(f"the next run saw {seen!r}, not {witnesses[kind]!r}")
+            return msgspec.structs.replace(outcome, violations=outcome.violations + found)
     except BoxFailed as error:
         return Outcome("box_failed", [f"the box failed: {error}"])
 
 
-def _observed(sandboxes: dict[str, Sandbox], attack: Attack, world: World, witness: str) -> Outcome:
-    """The attack by itself; then the world, and what the next run sees where it may have left something."""
-    outcome = _alone(sandboxes, attack, world.marker)
-    found = world.violations()
-    may_leave_something = attack.how == "script" or attack.name.startswith("files_")
-    if may_leave_something and (seen := _witness(sandboxes["python"])) != witness:
-        found.append(f"the next run saw {seen!r}, not {witness!r}")
-    return msgspec.structs.replace(outcome, violations=outcome.violations + found)
+def _observed(sandboxes: dict[str, Sandbox], attack: Attack, world: World, witnesses: dict[str, str]) -> Outcome:
+    """The same; then the world."""
+    outcome = _alone(sandboxes, attack, world.marker, witnesses)
+    return msgspec.structs.replace(outcome, violations=outcome.violations + world.violations())
 
 
-def _witness(sandbox: Sandbox) -> str:
+def _witness_in(sandbox: Sandbox) -> str:
     with sandbox.box() as box:
+        return _witness(box)
+
+
+def _witness(box: Box) -> str:
+    """What the next run in this box sees; it has time enough, whatever the attack had."""
+    plan = box.plan
+    box.plan = msgspec.structs.replace(plan, limits=LIMITS)
+    try:
         result = run_script(box, WITNESS, "")
+    finally:
+        box.plan = plan
     assert result.status == 0 and not result.reason, result
     return result.out
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from headrace.cluster.formats import checks_ran, clock_time, duration, interval
 from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.run_records import EvaluationRecord, MemberState, RunStatus, StepRecord, Summary
+from headrace.cluster.run_records import PHASE_ENDED, EvaluationRecord, MemberState, RunStatus, StepRecord, Summary
 from headrace.cluster.status_panel import render_status
 
 HEARTBEAT_SECONDS = 15.0
@@ -135,7 +135,8 @@ class PlainDisplay:
         record = status.last_step
         if record is not None and (last is None or last.last_step is None or last.last_step.step != record.step):
             self._print(step_line(record, status.steps))
-        if last is None or last.phase_since != status.phase_since:
+        begun = last is None or last.phase_since != status.phase_since
+        if begun and not status.phase.endswith(PHASE_ENDED):
             self._print(status.phase)
 
     def event(self, line: str) -> None:

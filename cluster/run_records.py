@@ -11,6 +11,8 @@ import msgspec
 
 from headrace.verifiers.records import LEARNER_PHASES
 
+PHASE_ENDED = ": done"  # behind a phase that is over, until the next begins
+
 
 class Pool(StrEnum):
     ROLLOUT = "rollout"

@@ -14,6 +14,7 @@ from typing import TypeVar
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.publisher import PublishReport
 from headrace.cluster.run_recorder import RunRecorder
+from headrace.cluster.run_records import PHASE_ENDED
 
 Result = TypeVar("Result")
 
@@ -46,7 +47,7 @@ class Waits:
         """What goes on inside, for the display. One that fails stays: it is where the run ended."""
         self._recorder.set_phase(what)
         yield what
-        self._recorder.set_phase(f"{what}: done")
+        self._recorder.set_phase(what + PHASE_ENDED)
 
     async def until(self, work: Awaitable[Result], *, stoppable: bool = True) -> Result:
         """Await `work`, but end with the pool's own error if a pool fails meanwhile, or with Stopped when the user asks

@@ -98,7 +98,8 @@ def test_plain_output_is_one_line_for_each_step_phase_and_event(plain: Display, 
     assert isinstance(plain, PlainDisplay)
     began = STATUS.phase_since - 30
     starting = msgspec.structs.replace(STATUS, phase="starting 1 generator", phase_since=began, last_step=None)
-    for status in (starting, starting, STATUS, STATUS):
+    over = msgspec.structs.replace(starting, phase="starting 1 generator: done", phase_since=began + 9)
+    for status in (starting, starting, over, STATUS, STATUS):
         plain.update(status)
     plain.event("generator-1 [killed by signal 9] is replaced")
     lines = output.getvalue().splitlines()

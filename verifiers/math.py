@@ -31,6 +31,8 @@ class MathOptions(ConfinedOptions):
     """Row field with gold: text, LaTeX or a number."""
     require_box: bool = False
     """Only what is in a box is an answer."""
+    box_last: bool = False
+    """Only a box is an answer, and after the last one nothing may stand but spaces and punctuation."""
     thinking_end: str | None = "</think>"
     """What a completion says before the last of these marks is not looked at; none: all is."""
     evaluated: bool = True
@@ -42,9 +44,9 @@ class MathOptions(ConfinedOptions):
 class MathVerifier(ConfinedVerifier):
     """The options of `MathOptions` by name. Reward 1 for the right answer, else 0.
 
-    Reasons: `match`; `wrong_answer`, `no_answer`, `unfinished_box`, `several_answers`, `hedged`, `not_a_number`,
-    `unevaluated`, `wrong_unit`, `too_long`, `timeout`, `memory`, `crash`. As infra_error: `bad_row`, `verifier_error`,
-    `verifier_died`, `verifier_failed`.
+    Reasons: `match`; `wrong_answer`, `no_answer`, `unfinished_box`, `several_answers`, `hedged`, `text_after`,
+    `not_a_number`, `unevaluated`, `wrong_unit`, `too_long`, `timeout`, `memory`, `crash`. As infra_error: `bad_row`,
+    `verifier_error`, `verifier_died`, `verifier_failed`.
 
     Raises UserError for a wrong option, for a missing math-verify, and with `sandbox` where a process cannot be confined.
     """
@@ -121,7 +123,12 @@ class MathCheck:
             compare(gold, _OTHER, evaluated=False, units=False)
             return scored(1.0, "readable")
         try:
-            found = find_answer(sample.completion, require_box=options.require_box, thinking_end=options.thinking_end)
+            found = find_answer(
+                sample.completion,
+                require_box=options.require_box,
+                thinking_end=options.thinking_end,
+                box_last=options.box_last,
+            )
         except AnswerFault as error:
             return scored(0.0, error.reason)
         outcome = self._judge(gold, found)

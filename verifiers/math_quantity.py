@@ -201,8 +201,9 @@ def same_quantity(gold: Quantity, given: Quantity) -> bool:
     """Equal as numbers. A decimal stands for a fraction when it is right to six places and to a millionth of its size.
 
     A percent sign may be missing, or be written for the quotient (50 % is 50 percent and 0.5). Units are for `same_unit`.
+    A base may be missing in the answer; one that gold has not makes it another number, 42_{8} for 42.
     """
-    if gold.base != given.base and gold.base is not None and given.base is not None:
+    if given.base is not None and given.base != (10 if gold.base is None else gold.base):
         return False
     if gold.percent == given.percent:
         return _close(gold, gold.value, given, given.value)

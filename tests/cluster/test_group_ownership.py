@@ -77,7 +77,14 @@ async def until_lost(ref: ObjectRef) -> None:
 async def test_finished_groups_outlive_the_generator_that_made_them(cluster, tmp_path):
     logs, host = str(tmp_path), "127.0.0.1"
     settings = GeneratorSettings(
-        "run", "g", host, EngineSettings("m", 64, "float32", 0), SECONDS, 1, logs, f"{__name__}:Engine"
+        run="run",
+        name="g",
+        host=host,
+        engine=EngineSettings("m", 64, "float32", 0),
+        verify_timeout_seconds=SECONDS,
+        verify_attempts=1,
+        log_dir=logs,
+        engine_class=f"{__name__}:Engine",
     )
     generator = launch(OwningGenerator, settings)
     queue = launch(QueueActor, "run", LongRows(), queue_plan(groups_per_step=GROUPS, lease_seconds=SECONDS), None, logs)

@@ -202,7 +202,10 @@ def test_a_verifier_that_does_not_start_in_a_worker_is_one_line(folder, called):
 def test_an_interrupted_command_leaves_no_process(folder):
     rows = write(folder / "in.jsonl", *[{"completion": "x"}] * 8)
     command = [sys.executable, "-m", "headrace.cluster.cli", "verify", "rewards.py:waits", rows, "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # As from a terminal, also where whoever runs the tests ignores SIGINT: a shell's background jobs inherit that.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     assert process.stderr is not None
     while "held" not in (line := process.stderr.readline()):
         assert line, "it ended early"

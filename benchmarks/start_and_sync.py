@@ -18,9 +18,8 @@ FIRST_STEP_GOAL = 75  # seconds, on two cores
 
 def main() -> None:
     measured = measure("--job.steps", str(STEPS))
-    print(
-        f"\nTo the first optimizer step: {measured.first_step_seconds:.0f} s (goal: {FIRST_STEP_GOAL})\n\n| from second | to | what |\n|---|---|---|"
-    )
+    print(f"\nTo the first optimizer step: {measured.first_step_seconds:.0f} s (goal: {FIRST_STEP_GOAL})\n")
+    print("| from second | to | what |\n|---|---|---|")
     ends = [*measured.milestones[1:], ("", measured.first_step_seconds)]
     for (what, start), (_, end) in itertools.zip_longest(measured.milestones, ends):
         print(f"| {start:.1f} | {end:.1f} | {what} |")

@@ -140,8 +140,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:
-        return f"; did you mean `{close[0]}`?"
-    return f"; there are: {', '.join(names)}" if 0 < len(names) <= MOST_LISTED else ""
+        return f"; did you mean `{printable(close[0], 80)}`?"
+    return f"; there are: {', '.join(printable(each, 80) for each in names)}" if 0 < len(names) <= MOST_LISTED else ""
 
 
 def scored(reward: float, reason: str, **details: Any) -> Verdict:
@@ -159,3 +159,15 @@ def printable(text: str, limit: int = 200) -> str:
     """`text` as every encoder takes it: lone surrogates replaced, cut to `limit` characters."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return cut.encode("utf-8", "replace").decode("utf-8")
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """A value of a row as it is told in a message: its `repr`, printable; its type where it is nested too deep for one.
+
+    >>> shown({"day": 1})
+    "{'day': 1}"
+    """
+    try:
+        return printable(repr(value), limit)
+    except RecursionError:
+        return f"a {type(value).__name__}, nested too deep to be shown"

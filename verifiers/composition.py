@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, VerifierSpec, nearest, not_run, parse_options
+from headrace.verifiers.base import Options, Verifier, VerifierSpec, nearest, not_run, parse_options, printable
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
@@ -276,7 +276,7 @@ class ByRow(Composite):
             if part.name == name:
                 return part
         if self._build is None:
-            return f"no part is called `{name[:80]}`{nearest(name[:80], [part.name for part in self.parts])}"
+            return f"no part is called `{printable(name, 80)}`{nearest(name[:80], [part.name for part in self.parts])}"
         if name in self._faults:
             return self._faults[name]
         try:

@@ -24,9 +24,9 @@ from typing import Any, Self
 import msgspec
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, nearest, not_run, parse_options, printable, scored
+from headrace.verifiers.base import Options, Verifier, nearest, not_run, parse_options, printable, scored, shown
 from headrace.verifiers.errors import UserError, WrongOption
-from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.records import Sample, Verdict, VerdictKind, decode, encode
 from headrace.verifiers.worker_process import WorkerFailed, WorkerProcess
 
 _LONGEST_SECONDS = 300.0  # of a call with a limit of memory alone
@@ -209,7 +209,9 @@ class FunctionCalls(Verifier):
         try:
             answer = self.function(sample.completion, sample.row)
             return answer if inspect.isawaitable(answer) else _verdict(answer)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the user's code raises is its own failure)
+        except KeyboardInterrupt:  # Ctrl-C is for whoever waits
+            raise
+        except BaseException as error:  # noqa: BLE001 (whatever the user's code raises is its own failure)
             return _raised(error)
 
     def _wait_for(self, answers: list[Awaitable[Any]]) -> list[Verdict]:
@@ -257,7 +259,10 @@ async def _one_verdict(answer: Awaitable[Any], seconds: float | None) -> Verdict
     try:
         async with limit:
             return _verdict(await answer)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (as in `_call`)
+    except BaseException as error:  # as in `_call`; Ctrl-C never comes to the thread of the loop
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
         if limit.expired():
             return not_run("timeout", message=f"no answer within {seconds:g} s")
         return _raised(error)
@@ -274,16 +279,24 @@ def _verdict(answer: Any) -> Verdict:
     """A function's answer as a verdict; what is no reward becomes infra_error."""
     answer = _plain(answer)
     if isinstance(answer, Verdict):
-        if answer.kind is VerdictKind.INFRA_ERROR:
-            return answer
-        reward = _plain(answer.reward)
-        if _is_reward(reward):
-            return msgspec.structs.replace(answer, reward=float(reward))
-        return not_run("bad_reward", message=f"the verdict's reward is {printable(repr(answer.reward))}, not in [0, 1]")
+        return _own_verdict(answer)
     if not _is_reward(answer):
-        message = f"returned {printable(repr(answer))} ({type(answer).__name__}), not a number in [0, 1]"
+        message = f"returned {shown(answer)} ({type(answer).__name__}), not a number in [0, 1]"
         return not_run("bad_reward", message=message)
     return scored(float(answer), "scored")
+
+
+def _own_verdict(answer: Verdict) -> Verdict:
+    """A verdict of the function's own, as it arrives in another process; nothing has looked at its fields yet."""
+    reward = 0.0 if answer.kind == VerdictKind.INFRA_ERROR else _plain(answer.reward)
+    if not _is_reward(reward):
+        return not_run("bad_reward", message=f"the verdict's reward is {shown(answer.reward)}, not in [0, 1]")
+    try:
+        read = decode(encode(msgspec.structs.replace(answer, reward=float(reward))), Verdict)
+        msgspec.json.encode(read)  # as it is recorded
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        return not_run("bad_reward", message=f"the verdict cannot be read: {printable(_text_of(error))}")
+    return read
 
 
 def _plain(value: Any) -> Any:
@@ -300,7 +313,16 @@ def _raised(error: BaseException) -> Verdict:
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     reason = "memory" if isinstance(error, MemoryError) else "exception"
-    return not_run(reason, type=type(error).__name__, message=printable(str(error), 500), where=where)
+    return not_run(
+        reason, type=type(error).__name__, message=printable(_text_of(error), 500), where=printable(where, 500)
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 (an exception class of the user's may fail at its own text)
+        return "(it has no text)"
 
 
 def _refuse_wrong_signature(function: RewardFunction, name: str) -> None:

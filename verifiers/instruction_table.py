@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.verifiers.base import nearest
+from headrace.verifiers.base import nearest, shown
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -145,8 +145,9 @@ def read_instruction(instruction_id: Any, given: Any) -> Instruction:
     Raises WrongInstruction, naming the argument.
     """
     if not isinstance(instruction_id, str) or instruction_id not in INSTRUCTIONS:
-        hint = nearest(instruction_id, INSTRUCTIONS) if isinstance(instruction_id, str) else ""
-        raise WrongInstruction(f"unknown instruction `{instruction_id}`{hint}")
+        hint = nearest(instruction_id[:80], INSTRUCTIONS) if isinstance(instruction_id, str) else ""
+        told = instruction_id[:80] if isinstance(instruction_id, str) else shown(instruction_id, 80)
+        raise WrongInstruction(f"unknown instruction `{told}`{hint}")
     if given is not None and not isinstance(given, Mapping):
         raise WrongInstruction(f"the arguments of `{instruction_id}` are {type(given).__name__}, not an object")
     takes = INSTRUCTIONS[instruction_id]
@@ -171,7 +172,7 @@ def read_instruction(instruction_id: Any, given: Any) -> Instruction:
 def _read(argument: Argument, value: Any, where: str, name: str) -> Any:
     if argument.kind is int:
         if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
-            raise WrongInstruction(f"{where} is {value!r}, not a whole number")
+            raise WrongInstruction(f"{where} is {shown(value, 80)}, not a whole number")
         if value < argument.least:
             raise WrongInstruction(f"{where} is {value:g}; it must be at least {argument.least}")
         return int(value)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.verifiers.base import not_run, parse_options, rebuild, scored
+from headrace.verifiers.base import not_run, parse_options, printable, rebuild, scored
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.instruction_checks import (
@@ -75,7 +75,7 @@ class InstructionsVerifier(ConfinedVerifier):
         try:
             read_row(row, self.options)
         except WrongInstruction as fault:
-            return str(fault)
+            return printable(str(fault), 500)
         return None
 
 
@@ -182,7 +182,7 @@ class InstructionsCheck:
         try:
             instructions = read_row(sample.row, self._options)
         except WrongInstruction as fault:
-            return not_run("bad_row", message=str(fault))
+            return not_run("bad_row", message=printable(str(fault), 500))
         text = sample.completion
         mark = self._options.thinking_end
         if mark and mark in text:

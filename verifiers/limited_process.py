@@ -291,7 +291,7 @@ def _encode(sample: Sample) -> bytes | Verdict:
     """A sample's frame, or why there is none."""
     try:
         return _frame(json.dumps([sample.completion, sample.row]).encode())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return not_run("bad_row", message=f"the row is not JSON: {error}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from headrace.verifiers.base import Verifier, VerifierSpec, nearest
+from headrace.verifiers.base import Verifier, VerifierSpec, nearest, printable
 from headrace.verifiers.code import CodeVerifier
 from headrace.verifiers.composition import AllOf, ByRow, Composite, FirstApplicable, WeightedSum
 from headrace.verifiers.database.verifier import DatabaseVerifier
@@ -76,7 +76,7 @@ def _verifier_class(name: str) -> type[Verifier]:
         return BUILT_IN[name]
     offered = _offered()
     if name not in offered:
-        raise UserError(f"unknown verifier `{name}`{nearest(name, verifier_names())}")
+        raise UserError(f"unknown verifier `{printable(name, 80)}`{nearest(name[:80], verifier_names())}")
     entry = offered[name]
     try:
         loaded = entry.load()

@@ -75,7 +75,8 @@ class ToolCallVerifier(ConfinedVerifier):
         self._set_up(options, load_check, self._state(), lambda: check.verify, fields)
 
     def check_row(self, row: dict[str, Any]) -> str | None:
-        return self._rows.check_row(row)
+        fault = self._rows.check_row(row)
+        return None if fault is None else printable(fault, 500)
 
     def _state(self) -> dict[str, Any]:
         definitions = None if self._tools is None else self._tools.definitions
@@ -114,7 +115,7 @@ class ToolCallCheck:
             tools = self._tools_of(sample.row)
             answers = self._answers_of(sample.row)
         except _BadRow as fault:
-            return not_run("bad_row", message=str(fault))
+            return not_run("bad_row", message=printable(str(fault), 500))
         try:
             parsed = parse_calls(sample.completion, self._options.form)
         except CallFault as fault:
@@ -136,7 +137,7 @@ class ToolCallCheck:
             for call in answer:
                 try:
                     json.dumps(call.arguments)
-                except TypeError as error:  # Parquet has types that JSON has not
+                except (TypeError, RecursionError) as error:  # Parquet has types that JSON has not
                     return f"the arguments of the gold call are not JSON: {error}"
                 check = tools.check(call.example())
                 if check.reason:
@@ -153,7 +154,7 @@ class ToolCallCheck:
             return _row_tools(canonical(row[field]), field, self._options.check_formats)
         except UserError as error:
             raise _BadRow(f"field {error}") from error
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise _BadRow(f"field `{field}` is not JSON: {error}") from error
 
     def _answers_of(self, row: dict[str, Any]) -> list[list[GoldCall]] | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from headrace.verifiers.base import printable
+from headrace.verifiers.base import printable, shown
 from headrace.verifiers.database.rows import Rows, State
 
 Dialect = Literal["sqlite", "postgres"]
@@ -83,10 +83,10 @@ def parse_task(row: dict[str, Any], dialect: Dialect) -> Task | str:
         return "field `gold_sql` is empty"
     check = row.get("check") or "result"
     if check not in ("result", "state"):
-        return f"field `check` is {printable(repr(check), 40)}, not `result` or `state`"
+        return f"field `check` is {shown(check, 40)}, not `result` or `state`"
     named = row.get("dialect") or dialect
     if not isinstance(named, str) or named.lower() not in _DIALECTS:
-        return f"field `dialect` is {printable(repr(named), 40)}, not `sqlite` or `postgres`"
+        return f"field `dialect` is {shown(named, 40)}, not `sqlite` or `postgres`"
     variants = row.get("variants_sql") or []
     if not isinstance(variants, list) or not all(isinstance(each, str) and _can_be_sent(each) for each in variants):
         return "field `variants_sql` is not a list of SQL scripts"

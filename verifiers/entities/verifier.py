@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from headrace.verifiers.base import nearest, not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.base import nearest, not_run, parse_options, printable, rebuild, scored, shown
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.entities.dates import Date, DateTime, Time
 from headrace.verifiers.entities.kinds import Context, EntityType, NotUnderstood, load_types
@@ -179,7 +179,7 @@ class EntitiesCheck:
         """Raises _BadRow."""
         locale = row.get("locale") or self._options.locale
         if not isinstance(locale, str) or locale.replace("-", "_") not in self._names:
-            raise _BadRow(f"field `locale` is {printable(repr(locale), 40)}, which is not among the option `locales`")
+            raise _BadRow(f"field `locale` is {shown(locale, 40)}, which is not among the option `locales`")
         zone = self._zone(row.get("time_zone") or self._options.time_zone)
         given = row.get("reference_datetime") or self._options.reference_datetime
         reference = None
@@ -187,7 +187,7 @@ class EntitiesCheck:
             try:
                 reference = datetime.fromisoformat(given)
             except (TypeError, ValueError):
-                raise _BadRow(f"`reference_datetime` is {printable(repr(given), 40)}, not ISO 8601") from None
+                raise _BadRow(f"`reference_datetime` is {shown(given, 40)}, not ISO 8601") from None
             if reference.tzinfo is not None:
                 zone = zone or reference.tzinfo
                 reference = reference.astimezone(zone).replace(tzinfo=None)
@@ -200,7 +200,7 @@ class EntitiesCheck:
             try:
                 self._zones[name] = zoneinfo.ZoneInfo(name)
             except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-                raise _BadRow(f"`time_zone` is {printable(repr(name), 40)}, which is no zone of IANA's") from None
+                raise _BadRow(f"`time_zone` is {shown(name, 40)}, which is no zone of IANA's") from None
         if not isinstance(name, str):
             raise _BadRow(f"`time_zone` is {type(name).__name__}, not a string")
         return self._zones[name]
@@ -216,23 +216,23 @@ class EntitiesCheck:
             raise _BadRow(f"field `fields` is {type(kinds).__name__}, not an object")
         for name in kinds:
             if name not in answer:
-                raise _BadRow(f"field `fields` has {printable(repr(name), 80)}, and `answer` has not")
+                raise _BadRow(f"field `fields` has {shown(name, 80)}, and `answer` has not")
         return [self._gold(name, kinds.get(name, "text"), value, context) for name, value in answer.items()]
 
     def _gold(self, name: str, kind: Any, value: Any, context: Context) -> _Gold:
-        shown = printable(repr(name), 80)
+        told = shown(name, 80)
         if not isinstance(kind, str) or kind not in self._types:
             hint = nearest(kind, self._types) if isinstance(kind, str) else ""
-            raise _BadRow(f"field `fields` gives {shown} the unknown type {printable(repr(kind), 40)}{hint}")
+            raise _BadRow(f"field `fields` gives {told} the unknown type {shown(kind, 40)}{hint}")
         if value is None:
             return _Gold(name, self._types[kind], None, "")
         text = _as_text(value)
         if text is None:
-            raise _BadRow(f"field `answer` has a value for {shown} that is no text and no number")
+            raise _BadRow(f"field `answer` has a value for {told} that is no text and no number")
         try:
             return _Gold(name, self._types[kind], text, printable(self._types[kind].canonical(text, context), 100))
         except NotUnderstood as fault:
-            raise _BadRow(f"field `answer`: {printable(repr(text), 80)} for {shown} is no {kind} ({fault})") from fault
+            raise _BadRow(f"field `answer`: {shown(text, 80)} for {told} is no {kind} ({fault})") from fault
 
 
 def _context_of(locale: str, reference: datetime | None = None, zone: tzinfo | None = None) -> Context:

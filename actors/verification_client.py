@@ -45,7 +45,7 @@ NO_EVIDENCE = (
     "worker_lost",
     "verifier_raised",
     "verdicts_missing",
-)  # nobody's, or the whole call's for one sample in it
+)  # in a call of several: one sample may have caused it
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,12 @@ def settle_dtype(job: JobConfig, before: JobConfig | None = None, cpu_info: Path
     if before is not None:
         dtype = before.rollout.dtype
     else:
-        dtype = "bfloat16" if job.rollout.gpus > 0 or computes_bfloat16(cpu_info.read_text()) else "float32"
+        dtype = "bfloat16" if job.rollout.gpus > 0 or _computes_bfloat16_here(cpu_info) else "float32"
     return job.model_copy(update={"rollout": job.rollout.model_copy(update={"dtype": dtype})})
+
+
+def _computes_bfloat16_here(cpu_info: Path) -> bool:
+    return cpu_info.exists() and computes_bfloat16(cpu_info.read_text())
 
 
 def computes_bfloat16(cpu_info: str) -> bool:

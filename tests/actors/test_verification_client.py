@@ -411,6 +411,7 @@ async def test_a_worker_that_does_not_take_the_news_is_told_again():
         for number in range(4 * UNFIT):
             await client.verify(sample(number))
         await until(lambda: len(told) == 2)
+    assert told[0] == told[1] and "sandbox_failed" in told[0]
 
 
 async def test_a_worker_that_fails_now_and_then_is_not_unfit():

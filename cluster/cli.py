@@ -23,8 +23,8 @@ from rich.console import Console
 from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.errors import RunFailed
-from headrace.cluster.job_file import WrongValue, dump_job, load_job, located
+from headrace.cluster.errors import RunFailed, WrongValue
+from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.status_panel import render_status

@@ -130,6 +130,9 @@ class AlgorithmSection(Section):
     """Samples per prompt; advantages are relative to their mean."""
     groups_per_step: int = Field(default=8, ge=1)
     """Groups in one optimizer step."""
+    trained_samples: int | None = Field(default=None, ge=2)
+    """Samples of each group that go through the learner: those whose rewards vary most; default: all. For runs that wait
+    for the learner, whose generators have time for larger groups."""
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
     old_policy: Literal["learner", "generator"] = "learner"
@@ -146,6 +149,15 @@ class AlgorithmSection(Section):
     `old_policy` is the generator's."""
     dynamic_sampling: bool = False
     """Fill a step with groups whose rewards differ (DAPO): the others are counted as filtered and replaced."""
+
+    @model_validator(mode="after")
+    def has_samples_to_choose_from(self) -> AlgorithmSection:
+        if self.trained_samples is not None and self.trained_samples > self.group_size:
+            raise Mismatch(
+                ["trained_samples", "group_size"],
+                f"trained_samples ({self.trained_samples}) are chosen out of a group of {self.group_size}: give fewer",
+            )
+        return self
 
 
 class RolloutSection(Section):

@@ -5,7 +5,7 @@ Everything that can take long says so through `Waits.phase`, which the display s
 
 from __future__ import annotations
 
-import math
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -113,29 +113,34 @@ class Controller:
 
     async def _begin(self) -> None:
         """What comes before the first step: the base model's score, and the warm start."""
-        await self._evaluate("before", 0)
-        if self._prepared.warm_start:
-            await self._warm_start()
-            await self._evaluate("warm", 0)
+        if not self._prepared.warm_start:
+            await self._evaluate("before", 0)
+            return
+        # The generators keep the base model's weights until the warm start is published: neither has to wait for the other.
+        warming = asyncio.create_task(self._warm_start(), name="warm start")
+        try:
+            await self._evaluate("before", 0)
+            with self._waits.phase(f"warm start on {len(self._prepared.warm_start)} examples"):
+                await self._waits.until(warming)
+        finally:
+            warming.cancel()
+        with self._waits.phase("publishing the warm-started weights"):
+            await self._fleet.hold_snapshot(0)
+            await self._waits.until(self._waits.publish())
+        await self._evaluate("warm", 0)
 
     async def _warm_start(self) -> None:
         settings = self._job.warm_start
         if settings is None:
             raise RuntimeError("no [warm_start] section")
         examples = self._prepared.warm_start
-        batches = math.ceil(len(examples) / settings.batch_size)
         loss = float("nan")
-        for epoch in range(settings.epochs):
-            for index in range(batches):
-                batch = examples[index * settings.batch_size : (index + 1) * settings.batch_size]
-                what = f"warm start on {len(examples)} examples: epoch {epoch + 1}/{settings.epochs}, batch {index + 1}"
-                with self._waits.phase(f"{what}/{batches}"):
-                    loss = await self._waits.until(self._fleet.learner.supervised_step(batch, settings.learning_rate))
-            self._recorder.event(f"warm start: epoch {epoch + 1}/{settings.epochs}, loss {loss:.3f} nats a token")
-        with self._waits.phase("publishing the warm-started weights"):
-            await self._fleet.learner.finish_supervised()
-            await self._fleet.hold_snapshot(0)
-            await self._waits.until(self._waits.publish())
+        for epoch in range(1, settings.epochs + 1):
+            for start in range(0, len(examples), settings.batch_size):
+                batch = examples[start : start + settings.batch_size]
+                loss = await self._fleet.learner.supervised_step(batch, settings.learning_rate)
+            self._recorder.event(f"warm start: epoch {epoch}/{settings.epochs}, loss {loss:.3f} nats a token")
+        await self._fleet.learner.finish_supervised()
 
     @asynccontextmanager
     async def _queue(self, ledger: Ledger | None) -> AsyncIterator[Any]:

@@ -87,8 +87,12 @@ class Evaluator:
         """
         start = time.monotonic()
         ids = itertools.count(1)
-        jobs = [Lease(-next(ids), p, self.samples, self._sampling) for p in self.prompts]
-        jobs += [Lease(-next(ids), p, 1, self._greedy) for p in self.prompts]
+        # A prompt's requests one behind the other: the second finds its prompt in the engine's cache.
+        jobs = [
+            Lease(-next(ids), prompt, count, sampling)
+            for prompt in self.prompts
+            for count, sampling in ((self.samples, self._sampling), (1, self._greedy))
+        ]
         results: dict[int, Group] = {}
         errors: Counter[int] = Counter()  # by lease id
         waiting = deque(jobs)
@@ -114,7 +118,7 @@ class Evaluator:
             members = pool.serving
             slots = await asyncio.gather(*[slots_of(member) for member in members])
             # A lease more than fills the slots, so that none is idle; with many more each would take as many waves.
-            counts = [-(-count // self.samples) + 1 for count in slots]
+            counts = [-(-count * 2 // (self.samples + 1)) + 1 for count in slots]  # of leases: they alternate in size
             shares = zip(members, counts, strict=True)
             serving = [asyncio.create_task(serve(member)) for member, count in shares for _ in range(count)]
             try:

@@ -293,6 +293,7 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             seed=job.job.seed,
             device="cuda" if on_gpu else "cpu",
             normalize_advantages=algorithm.normalize_advantages,
+            trained_samples=algorithm.trained_samples,
             loss=LossOptions(**{field.name: getattr(algorithm, field.name) for field in fields(LossOptions)}),
             learning_rate=learner.learning_rate,
             schedule=learner.schedule,

@@ -13,22 +13,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from headrace.cluster.config import DEMO_MODEL, FilePath, JobConfig, Mismatch
+from headrace.cluster.errors import WrongValue
 from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError
 
 PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
-
-
-class WrongValue(UserError):
-    """The value of one key of the job is wrong, which only what it names could tell."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(key, message)
-        self.key = key  # dotted: "reward.options.weights"
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
 
 
 def located(error: WrongValue, path: Path, overrides: Sequence[str]) -> UserError:

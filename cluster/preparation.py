@@ -22,7 +22,7 @@ from headrace.cluster.base_model import (
     resolve_base_model,
 )
 from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection, RolloutSection
-from headrace.cluster.job_file import WrongValue
+from headrace.cluster.errors import WrongValue
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample

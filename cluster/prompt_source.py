@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from headrace.cluster.errors import WrongValue
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Prompt
 
@@ -34,19 +35,20 @@ def read_rows(path: Path, key: str) -> list[dict[str, Any]]:
         key: the configuration key that names it, for the message.
 
     Raises:
-        UserError: missing, unreadable, empty, a malformed line, or a row that cannot cross processes, by line.
+        WrongValue: missing, unreadable or empty.
+        UserError: a malformed line, or a row that cannot cross processes, by line.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{key}: {path}: is no regular file")
+            raise WrongValue(key, f"{path}: is no regular file")
         rows = pyarrow.parquet.read_table(path).to_pylist() if path.suffix == ".parquet" else list(_parse_lines(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{key}: {path}: no such file") from error
+        raise WrongValue(key, f"{path}: no such file") from error
     # ValueError: bytes that are no text, or a path with a NUL in it.
     except (OSError, pyarrow.ArrowException, ValueError) as error:
-        raise UserError(f"{key}: {path}: cannot be read: {error}") from error
+        raise WrongValue(key, f"{path}: cannot be read: {error}") from error
     if not rows:
-        raise UserError(f"{key}: {path}: holds no rows")
+        raise WrongValue(key, f"{path}: holds no rows")
     for number, row in enumerate(rows, 1):
         if wrong := _unsendable(row):
             raise UserError(f"{place_of_row(path, number)}: {wrong}")

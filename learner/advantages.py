@@ -2,6 +2,8 @@
 
 Differs from the paper: a sample without a reward takes no part in the group's statistics, and the division by the
 standard deviation, which weighs easy and hard prompts up (Dr. GRPO, arXiv 2503.20783), can be left out.
+
+Where the learner is what a run waits for, a group may be generated larger than it is trained on (`most_varied`).
 """
 
 from __future__ import annotations
@@ -34,3 +36,22 @@ def group_advantages(rewards: Float[Tensor, " samples"], normalize: bool) -> Flo
     if normalize:
         centred = centred / (known.std() + STD_FLOOR)
     return torch.zeros_like(rewards).masked_scatter(scored, centred)
+
+
+def most_varied(rewards: Float[Tensor, " samples"], count: int) -> list[int]:
+    """Places, ascending, of the `count` samples whose rewards have the largest variance (PODS, arXiv 2504.13818, section 3).
+
+    Such a choice is always the k highest and the `count - k` lowest for some k; of equally good ones it is that with most of
+    the highest. All places where there are no more than `count`.
+
+    Args:
+        rewards: without nan.
+
+    >>> most_varied(torch.tensor([0.0, 1.0, 0.5, 0.5, 0.0]), 3)
+    [0, 1, 4]
+    """
+    if len(rewards) <= count:
+        return list(range(len(rewards)))
+    descending = rewards.double().argsort(descending=True, stable=True).tolist()
+    choices = [descending[:high] + descending[len(descending) - (count - high) :] for high in range(count, -1, -1)]
+    return sorted(max(choices, key=lambda choice: float(rewards[choice].double().var(correction=0))))

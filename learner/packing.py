@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headrace.learner.advantages import group_advantages
+from headrace.learner.advantages import group_advantages, most_varied
 from headrace.verifiers.records import Group
 
 
@@ -83,10 +83,13 @@ class Pack:
         return replace(self, blocks=blocks, **moved)
 
 
-def documents_of(groups: Iterable[Group], *, normalize: bool, keep_flat: bool) -> Batch:
+def documents_of(
+    groups: Iterable[Group], *, normalize: bool, keep_flat: bool, trained_samples: int | None = None
+) -> Batch:
     """The documents to train on, and how many response tokens the loss is a mean over.
 
-    Samples whose check did not run, or that the engine gave up, are left out altogether. A group whose advantages are all
+    Samples whose check did not run, or that the engine gave up, are left out altogether, and of the others all but the
+    `trained_samples` of each group whose rewards vary most: as if they had not been drawn. A group whose advantages are all
     zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go through the model. Its tokens count
     all the same: the loss is the mean over the whole batch, and its gradient may not depend on which zeros are computed.
     """
@@ -95,6 +98,9 @@ def documents_of(groups: Iterable[Group], *, normalize: bool, keep_flat: bool) -
     for group in groups:
         kept = [completion for completion in group.completions if completion.counts]
         rewards = torch.tensor([completion.verdict.reward for completion in kept], dtype=torch.float32)
+        if trained_samples is not None:
+            chosen = most_varied(rewards, trained_samples)
+            kept, rewards = [kept[place] for place in chosen], rewards[chosen]
         advantages = group_advantages(rewards, normalize).tolist()
         trained_tokens += sum(len(completion.token_ids) for completion in kept)
         if not keep_flat and not any(advantages):

@@ -115,7 +115,12 @@ class LearnerRank:
         phases: dict[str, float] = dict.fromkeys(LEARNER_PHASES, 0.0)
         settings = self.settings
         with self._phase(phases, "pack"):
-            batch = documents_of(groups, normalize=settings.normalize_advantages, keep_flat=settings.flat_groups_cost)
+            batch = documents_of(
+                groups,
+                normalize=settings.normalize_advantages,
+                keep_flat=settings.flat_groups_cost,
+                trained_samples=settings.trained_samples,
+            )
             packs = pack_documents(batch.documents, settings.max_tokens_per_pack)
             passes, trained_tokens = self._agree(len(packs), batch.trained_tokens)
 

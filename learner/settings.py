@@ -22,6 +22,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
 
     normalize_advantages: bool = True
+    trained_samples: int | None = None
     loss: LossOptions = LossOptions()
 
     learning_rate: float = 1e-6

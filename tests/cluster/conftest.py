@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +28,45 @@ def page(url: str, token: str = "") -> str:
     """What a process of the run serves there."""
     with urlopen(Request(url, headers={"Authorization": f"Bearer {token}"}), timeout=DEADLINE) as answer:
         return answer.read().decode()
+
+
+class SharedMemory:
+    """The segments of this machine, as they were when the test began."""
+
+    FOLDER = Path("/dev/shm")
+    SECONDS = 10.0  # for whoever is about to remove one
+
+    def __init__(self) -> None:
+        self._before = self._segments()
+
+    def left(self) -> set[str]:
+        """Those that came since and that nobody uses: what other tests use at the same time is theirs to remove."""
+        end = time.monotonic() + self.SECONDS
+        while (left := self._unused()) and time.monotonic() < end:
+            threading.Event().wait(0.2)
+        return left
+
+    def _unused(self) -> set[str]:
+        segments = self._segments()
+        return {segments[inode] for inode in segments.keys() - self._before.keys() - self._mapped()}
+
+    def _segments(self) -> dict[int, str]:
+        """Names by inode."""
+        return {path.stat().st_ino: path.name for path in self.FOLDER.iterdir() if path.is_file()}
+
+    def _mapped(self) -> set[int]:
+        """Inodes of what some process has mapped; by name it would not be found: a semaphore has another at first."""
+        inodes = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+                inodes |= {int(line.split()[4]) for line in lines if f" {self.FOLDER}/" in line}
+        return inodes
+
+
+@pytest.fixture
+def shared_memory() -> SharedMemory:
+    return SharedMemory()
 
 
 class Run:

@@ -92,7 +92,8 @@ def process(tmp_path) -> Callable[..., str]:
 
 def test_the_command_names_a_missing_data_file(letters_job, process):
     (letters_job.parent / "train.jsonl").unlink()
-    assert process("run", str(letters_job)) == f"data.train: {letters_job.parent / 'train.jsonl'}: no such file"
+    missing = letters_job.parent / "train.jsonl"
+    assert process("run", str(letters_job)) == f"{letters_job}:10: data.train: {missing}: no such file"
 
 
 def test_the_command_names_a_misspelt_key_with_the_nearest_one(letters_job, process):
@@ -120,7 +121,7 @@ def test_the_command_names_a_malformed_line_of_the_data(letters_job, process):
 def test_unreadable_data_is_named(letters_job, refused):
     path = letters_job.parent / "train.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
-    assert refused(str(letters_job)).startswith(f"data.train: {path}: cannot be read: ")
+    assert refused(str(letters_job)).startswith(f"{letters_job}:10: data.train: {path}: cannot be read: ")
 
 
 def test_a_row_without_a_prompt_is_named(letters_job, refused):

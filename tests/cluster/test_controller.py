@@ -1,5 +1,6 @@
 """How a run ends, whatever it does before."""
 
+import asyncio
 import io
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from headrace.cluster.config import WarmStartSection
 from headrace.cluster.controller import Controller
 from headrace.cluster.display import PlainDisplay
 from headrace.cluster.errors import PoolFailed
 from headrace.cluster.job_file import load_job
 from headrace.cluster.prompt_source import PromptFormat
+from headrace.cluster.publisher import PublishReport
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.waits import Stopped
@@ -68,3 +71,48 @@ async def test_a_report_that_cannot_be_written_does_not_hide_how_the_run_ended(r
     assert not run.folder.report.exists()
     assert "report.html is not written: UserError: " in run.output.getvalue()
     assert "samples.jsonl:1: not a record" in run.output.getvalue()
+
+
+class Warming(Controller):
+    """A run whose base model is scored only once the warm start is over; what happens is noted in `order`."""
+
+    def __init__(self, run: Run) -> None:
+        settings = WarmStartSection(data=run.folder.path, epochs=2, batch_size=2, learning_rate=1e-4)
+        job = run.job.model_copy(update={"warm_start": settings})
+        prepared: Any = SimpleNamespace(job=job, held_out=None, warm_start=[1, 2, 3])
+        fleet: Any = self
+        super().__init__(prepared, fleet, run.folder, run.recorder)
+        self.order: list[str] = []
+        self.learner = self
+        self._warm = asyncio.Event()
+
+    async def begin(self) -> None:
+        await self._begin()
+
+    async def _evaluate(self, label: str, step: int) -> None:
+        if label == "before":
+            await asyncio.wait_for(self._warm.wait(), 10)
+        self.order.append(f"scored {label}")
+
+    async def supervised_step(self, examples: list[int], learning_rate: float) -> float:
+        self.order.append(f"learned {examples}")
+        return 1.0
+
+    async def finish_supervised(self) -> None:
+        self._warm.set()
+
+    async def hold_snapshot(self, version: int) -> None:
+        self.order.append(f"snapshot {version}")
+
+    async def publish(self) -> PublishReport:
+        return PublishReport(0, [], 0.0, 0.0, 0.0, 0.0)
+
+    def raise_failure(self) -> None: ...
+
+
+async def test_the_warm_start_and_the_base_models_score_do_not_wait_for_each_other(run):
+    warming = Warming(run)
+    await warming.begin()
+    learned = ["learned [1, 2]", "learned [3]"] * 2
+    assert warming.order == [*learned, "scored before", "snapshot 0", "scored warm"]
+    assert "warm start: epoch 2/2, loss 1.000 nats a token" in run.output.getvalue()

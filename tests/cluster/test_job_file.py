@@ -241,6 +241,11 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
             "warmup_steps = 101",
             "learner.warmup_steps: learner.warmup_steps (101) is more than job.steps (100)",
         ),
+        (
+            changed("[learner]", "[algorithm]\ntrained_samples = 9\n[learner]"),
+            "trained_samples = 9",
+            "algorithm.trained_samples: trained_samples (9) are chosen out of a group of 8: give fewer",
+        ),
         (changed("max_tokens = 8", "max_tokens = 64"), "max_tokens = 64", "rollout.max_tokens (64) leaves no room"),
         (
             changed("max_tokens = 8\n", ""),

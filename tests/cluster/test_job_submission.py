@@ -164,9 +164,10 @@ def command_job(letters_job) -> Path:
     return letters_job
 
 
-def test_a_submitted_job_trains_on_the_running_cluster_and_leaves_nothing_on_it(cluster, command_job, tiny_model):
+def test_a_submitted_job_trains_on_the_running_cluster_and_leaves_nothing_on_it(
+    cluster, command_job, tiny_model, shared_memory
+):
     before = cluster.processes()
-    shared_memory = set(os.listdir("/dev/shm"))
     done = cluster.submit("headrace", "run", str(command_job))
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-3000:]
@@ -181,7 +182,7 @@ def test_a_submitted_job_trains_on_the_running_cluster_and_leaves_nothing_on_it(
     assert folder.report.exists() and folder.read_samples()
     assert cluster.actors() == {Actor(name, "DEAD") for name in ACTORS}
     assert psutil.wait_procs(cluster.processes() - before, timeout=30)[1] == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert shared_memory.left() == set()
 
 
 def differ(one: Path, other: Path) -> bool:

@@ -1,11 +1,12 @@
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.learner.advantages import group_advantages
+from headrace.learner.advantages import group_advantages, most_varied
 
 NAN = float("nan")
 rewards_lists = st.lists(st.one_of(st.floats(0, 1), st.just(NAN)), min_size=2, max_size=12)
@@ -36,3 +37,18 @@ def test_advantages_are_finite_and_sum_to_zero(rewards: list[float], normalize: 
     advantages = group_advantages(torch.tensor(rewards), normalize)
     assert bool(advantages.isfinite().all())
     assert abs(float(advantages.sum())) < 1e-3
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.35, 0.7, 1.0]), min_size=1, max_size=8), st.integers(2, 8))
+def test_no_other_choice_of_samples_varies_more(rewards: list[float], count: int):
+    values = torch.tensor(rewards, dtype=torch.float64)
+    chosen = most_varied(values, count)
+    assert len(chosen) == min(count, len(rewards))
+    assert chosen == sorted(set(chosen))
+    largest = max(float(values[list(c)].var(correction=0)) for c in combinations(range(len(rewards)), len(chosen)))
+    assert float(values[chosen].var(correction=0)) == pytest.approx(largest)
+
+
+def test_of_equal_rewards_the_earlier_samples_are_chosen():
+    assert most_varied(torch.tensor([0.5] * 5), 2) == [0, 1]
+    assert most_varied(torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]), 2) == [1, 4]

@@ -144,6 +144,14 @@ def test_groups_without_variance_are_not_computed_but_counted():
     assert len(documents_of([flat, mixed], normalize=True, keep_flat=True).documents) == 2
 
 
+def test_of_a_group_only_the_samples_that_vary_most_are_trained_on():
+    samples = [completion([3], 0.0), completion([4, 5], 0.5), completion([6], 0.4), completion([7], 1.0)]
+    lost = completion([8], float("nan"), kind=VerdictKind.INFRA_ERROR)
+    batch = documents_of([group(lost, *samples)], normalize=False, keep_flat=False, trained_samples=2)
+    assert batch == documents_of([group(samples[0], samples[3])], normalize=False, keep_flat=False)
+    assert batch.trained_tokens == 2
+
+
 @pytest.mark.parametrize(
     "lost",
     [

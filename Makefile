@@ -32,7 +32,7 @@ demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve mi
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 
 test: lint types $(STAMP) ## lint, types, floors and every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP) ## ruff and the floors
 	@$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import not_run
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import WrongValue
 from headrace.verifiers.records import (
     Completion,
     Group,
@@ -318,7 +318,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """What vLLM and OpenMP read from the environment when the engine's processes start.
 
     Raises:
-        UserError: `threads` is no list of cores.
+        WrongValue: `threads` is no list of cores.
     """
     values = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
     if settings.on_gpu:
@@ -352,7 +352,7 @@ def _one_process(threads: str, cores: list[int]) -> dict[str, str]:
 
 
 def parse_cores(text: str) -> list[int]:
-    """The cores of a list such as `0-3,6`. Raises UserError when it is none.
+    """The cores of a list such as `0-3,6`. Raises WrongValue when it is none.
 
     >>> parse_cores("0-3,6")
     [0, 1, 2, 3, 6]
@@ -363,7 +363,9 @@ def parse_cores(text: str) -> list[int]:
             first, dash, last = part.partition("-")
             cores += range(int(first), int(last if dash else first) + 1)
     except ValueError as error:
-        raise UserError(f"rollout.threads: {text!r} is no list of cores such as 0-3,6; `all`, or `nobind`") from error
+        raise WrongValue(
+            "rollout.threads", f"{text!r} is no list of cores such as 0-3,6; `all`, or `nobind`"
+        ) from error
     return cores
 
 

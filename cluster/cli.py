@@ -17,18 +17,18 @@ import msgspec
 import psutil
 import structlog
 import typer
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from rich.console import Console
 
 from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
-from headrace.cluster.errors import RunFailed, WrongValue
+from headrace.cluster.errors import RunFailed, original
 from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.status_panel import render_status
-from headrace.verifiers.errors import UserError, cause_line
+from headrace.verifiers.errors import UserError, WrongValue, cause_line
 
 HELP = (__doc__ or "").split("\n\n", 1)[-1]
 STOPPED = 130  # as shells have it for a program that Ctrl-C has ended
@@ -70,7 +70,7 @@ def run(
 
         summary = run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
     except WrongValue as error:
-        raise located(error, job, context.args) from error
+        raise located(original(error), job, context.args) from error
     except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
         raise asyncio.CancelledError from error
     if summary is None:  # stopped in order: what was asked for is not done, so `run && next` must not go on
@@ -153,9 +153,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # What an actor raised carries the trace of its process.
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        sys.stderr.write(f"headrace: {cause}\n")
+        sys.stderr.write(f"headrace: {original(error)}\n")
         sys.exit(2)
     except (RunFailed, RayError, OSError) as error:  # OSError: a full disk, or a time that was out
         sys.stderr.write(f"headrace: the run failed: {type(error).__name__}: {cause_line(error)}\n")

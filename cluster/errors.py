@@ -1,4 +1,4 @@
-"""How a run fails, or is refused, and what an error from another process says of its cause."""
+"""How a run fails, and what an error from another process says of its cause."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ from typing import TypeVar, cast
 
 from ray.exceptions import RayTaskError
 
-from headrace.verifiers.errors import UserError
-
 Failure = TypeVar("Failure", bound=Exception)
-
-
-class WrongValue(UserError):
-    """The value of one key of the job is wrong, which only what it names could tell."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(key, message)
-        self.key = key  # dotted: "reward.options.weights"
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
 
 
 class RunFailed(Exception):

@@ -13,9 +13,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from headrace.cluster.config import DEMO_MODEL, FilePath, JobConfig, Mismatch
-from headrace.cluster.errors import WrongValue
 from headrace.verifiers.base import nearest
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, WrongValue
 
 PATH_KEYS = (("data", "train"), ("data", "held_out"), ("warm_start", "data"))
 

@@ -22,12 +22,11 @@ from headrace.cluster.base_model import (
     resolve_base_model,
 )
 from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection, RolloutSection
-from headrace.cluster.errors import WrongValue
 from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
 from headrace.verifiers.base import Verifier, VerifierSpec, nearest
-from headrace.verifiers.errors import UserError, WrongOption, opening_line
+from headrace.verifiers.errors import UserError, WrongOption, WrongValue, opening_line
 from headrace.verifiers.records import Sampling
 from headrace.verifiers.registry import build_verifier
 

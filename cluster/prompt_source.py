@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from headrace.cluster.errors import WrongValue
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, WrongValue
 from headrace.verifiers.records import Prompt
 
 if TYPE_CHECKING:  # the queue's process holds a PromptSource and no tokenizer

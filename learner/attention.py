@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from headrace.learner.packing import Pack
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import WrongValue
 
 IMPLEMENTATION = "headrace_packed"
 
@@ -35,15 +35,15 @@ def packed_attention(
     """Attention of each token to those that it sees in `pack`. Dropout is not applied: the policy has none.
 
     Raises:
-        UserError: the architecture keeps the pack from its attention, or wants what this does not compute.
+        WrongValue: the architecture keeps the pack from its attention, or wants what this does not compute.
     """
     kind = type(module).__name__
     if pack is None:
-        raise UserError(
-            f"model.base: {kind} does not pass keyword arguments on to its attention: cannot be trained here"
+        raise WrongValue(
+            "model.base", f"{kind} does not pass keyword arguments on to its attention: cannot be trained here"
         )
     if softcap is not None or s_aux is not None:
-        raise UserError(f"model.base: {kind} uses soft-capped attention or attention sinks: cannot be trained here")
+        raise WrongValue("model.base", f"{kind} uses soft-capped attention or attention sinks: cannot be trained here")
     repeats = query.shape[1] // key.shape[1]
     lengths = [block.length for block in pack.blocks]
     # split, not slices: its gradient is one concatenation instead of a padded sum for each block

@@ -21,7 +21,7 @@ from headrace.learner.head import HeadWeights, TokenLoss, token_logprobs, token_
 from headrace.learner.matmul import use_onednn
 from headrace.learner.packing import Branch, Document, Pack, pack_documents
 from headrace.learner.rounding import to_serving_dtype
-from headrace.verifiers.errors import UserError, opening_line
+from headrace.verifiers.errors import WrongValue, opening_line
 
 CHECK_TOLERANCE = 1e-3  # nats, in float32
 
@@ -56,7 +56,7 @@ class Policy(nn.Module):
     def _head(self) -> HeadWeights:
         projection = self.model.get_output_embeddings()
         if projection is None:
-            raise UserError(f"model.base: {type(self.model).__name__} has no language-model head")
+            raise WrongValue("model.base", f"{type(self.model).__name__} has no language-model head")
         return HeadWeights(projection.weight, getattr(projection, "bias", None))
 
     def decoder_layers(self) -> list[nn.Module]:
@@ -86,13 +86,13 @@ def load_policy(name: str, *, head_chunk_tokens: int, activation_checkpointing: 
     """The policy of a Hugging Face folder or hub id, in float32 on the CPU, ready to be sharded.
 
     Raises:
-        UserError: the model cannot be loaded, or computes something else in packs than by itself.
+        WrongValue: the model cannot be loaded, or computes something else in packs than by itself.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.base: {name} cannot be loaded as a causal language model: {opening_line(error)}"
+        raise WrongValue(
+            "model.base", f"{name} cannot be loaded as a causal language model: {opening_line(error)}"
         ) from error
     for module in model.modules():
         # The learner's log-probabilities are compared with a generator's, which drops nothing out.
@@ -101,14 +101,16 @@ def load_policy(name: str, *, head_chunk_tokens: int, activation_checkpointing: 
     use_onednn(model)
     policy = Policy(model, head_chunk_tokens)
     if not policy.decoder_layers():
-        raise UserError(
-            f"model.base: {name}: {type(model).__name__} has no decoder layers that transformers marks as such"
+        raise WrongValue(
+            "model.base", f"{name}: {type(model).__name__} has no decoder layers that transformers marks as such"
         )
     expected = naive_check_logprobs(model)
     try:
         model.set_attn_implementation(IMPLEMENTATION)
     except ValueError as error:
-        raise UserError(f"model.base: {name}: {type(model).__name__} does not let its attention be replaced") from error
+        raise WrongValue(
+            "model.base", f"{name}: {type(model).__name__} does not let its attention be replaced"
+        ) from error
     check_packing(policy, expected, name)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -144,14 +146,15 @@ def check_packing(policy: Policy, expected: Float[Tensor, " responses"], name: s
     """Compare the packed log-probabilities with those of each sample alone.
 
     An architecture whose layers carry a state along the sequence, whose position encoding ignores `position_ids` or whose
-    logits are scaled after the head would train on wrong numbers without a sign of it. Raises UserError for such a one.
+    logits are scaled after the head would train on wrong numbers without a sign of it. Raises WrongValue for such a one.
     """
     documents = check_documents(policy.model.config.get_text_config().vocab_size)
     (pack,) = pack_documents(documents, max_tokens=1000)
     distance = (policy.logprobs(pack) - expected).abs().max().item()
     if not distance < CHECK_TOLERANCE:
         kind = type(policy.model).__name__
-        raise UserError(
-            f"model.base: {name}: {kind} gives other log-probabilities in a pack than alone (up to {distance:.3g} nats): "
-            "this architecture cannot be trained with shared prompts"
+        raise WrongValue(
+            "model.base",
+            f"{name}: {kind} gives other log-probabilities in a pack than alone (up to {distance:.3g} nats): "
+            "this architecture cannot be trained with shared prompts",
         )

@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from headrace.learner.losses import LossOptions
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import WrongValue
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,9 +42,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Raises UserError for a dtype that gradients would underflow in."""
+        """Raises WrongValue for a dtype that gradients would underflow in."""
         if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"learner.dtype: {self.dtype!r} cannot be trained in: give float32 or bfloat16")
+            raise WrongValue("learner.dtype", f"{self.dtype!r} cannot be trained in: give float32 or bfloat16")
         return DTYPES[self.dtype]
 
     @property
@@ -60,7 +60,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def torch_dtype(name: str, key: str) -> torch.dtype:
-    """The torch dtype that the job file's `key` names. Raises UserError for an unknown one."""
+    """The torch dtype that the job file's `key` names. Raises WrongValue for an unknown one."""
     if name not in DTYPES:
-        raise UserError(f"{key}: unknown dtype {name!r}: give one of {', '.join(DTYPES)}")
+        raise WrongValue(key, f"unknown dtype {name!r}: give one of {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -17,6 +17,18 @@ class WrongOption(UserError):
         return self.message
 
 
+class WrongValue(UserError):
+    """The value of one key of the job is wrong, which only what it names could tell; the job file's line is found by it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.key = key  # dotted: "reward.options.weights"
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
 def cause_line(error: BaseException) -> str:
     """The line of an error that names its cause: Ray puts the trace of the other process before it, and pydantic a link
     and what it was given behind it.

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
+from ray.exceptions import RayTaskError
 
 from headrace.cluster.cli import main
 from headrace.cluster.endpoint import Endpoint, ScaleRequest
@@ -18,6 +19,7 @@ from headrace.cluster.errors import RunFailed
 from headrace.cluster.job_file import load_job
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import RunStatus
+from headrace.verifiers.errors import WrongValue
 from tests.factories import member_status, run_status
 
 STATUS = run_status(run="letters", members=[member_status("rollout-0")])
@@ -77,6 +79,17 @@ def test_a_run_that_fails_is_one_line(command, capsys):
 
     assert command(fail) == 1
     assert capsys.readouterr().err == "headrace: the run failed: RunFailed: the learner's rank 0 ended\n"
+
+
+def test_a_value_that_an_actor_refuses_is_named_with_its_place_in_the_job_file(command, letters_job, capsys):
+    def refused(*_: object, **__: object) -> None:
+        error = WrongValue("model.base", "Mamba cannot be trained with shared prompts")
+        raise RayTaskError("setup", "Traceback of the actor", error).as_instanceof_cause()
+
+    assert command(refused) == 2
+    line = letters_job.read_text().splitlines().index("[model]") + 2
+    message = f"{letters_job}:{line}: model.base: Mamba cannot be trained with shared prompts"
+    assert capsys.readouterr().err == f"headrace: {message}\n"
 
 
 def test_a_full_disk_is_one_line(command, capsys):

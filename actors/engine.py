@@ -1,5 +1,5 @@
 """What a generator needs of an inference engine. `VllmEngine` is the real one; `SmallEngine` runs a small model in the
-actor's own process, for tests of everything around it and for simulation."""
+actor's own process, for tests of everything around it."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ import prometheus_client
 import structlog
 
 from headrace.actors.engine import Engine, EngineDied, EngineSettings, Output, RequestFailed
+from headrace.actors.member import GeneratorReport
 from headrace.actors.shared_memory import segments_of
 from headrace.actors.this_node import this_node
-from headrace.actors.verification import MemberReport
 from headrace.actors.verification_client import VerificationClient
 from headrace.actors.weight_sync.receiver import StagingState
 from headrace.actors.weight_sync.transport import GroupAddress
@@ -52,10 +52,10 @@ class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     host: str  # metrics bind to it
     engine: EngineSettings
+    engine_class: str  # module:name
     verify_timeout_seconds: float
     verify_attempts: int
     log_dir: str | None = None  # None: stderr, which Ray keeps
-    engine_class: str = "headrace.actors.vllm_engine:VllmEngine"
     verify_repeatable: bool = False  # a slow check may be given to a second worker
 
 
@@ -95,7 +95,7 @@ class Generator:
         self._tokens = 0
         self._busy = BusyClock()
 
-    async def start(self) -> MemberReport:
+    async def start(self) -> GeneratorReport:
         """Start the engine; returns when it can serve.
 
         Raises:
@@ -107,7 +107,7 @@ class Generator:
             log.error("start_failed", exc_info=True)
             raise
 
-    async def _start(self) -> MemberReport:
+    async def _start(self) -> GeneratorReport:
         os.environ.update(engine_environment(self._settings.engine))
         module, name = self._settings.engine_class.split(":")
         # vLLM reads its environment when it is imported, so it is imported here and by name.
@@ -118,7 +118,7 @@ class Generator:
         self._engine = engine
         _, port = telemetry.serve_metrics([self._metrics.registry, prometheus_client.REGISTRY], self._settings.host)
         log.info("engine_started", seconds=round(time.monotonic() - start, 1))
-        return MemberReport(
+        return GeneratorReport(
             pid=os.getpid(),
             node=node.address,
             metrics_url=telemetry.metrics_url(self._settings.host, port, node.address),

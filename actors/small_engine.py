@@ -1,5 +1,5 @@
-"""A small model in the actor's own process, behind the `Engine` interface: for tests of everything around an engine, and for
-simulation. Weights, tokens and log-probabilities are real; what is simulated is time.
+"""A small model in the actor's own process, behind the `Engine` interface: for tests of everything around an engine.
+Weights, tokens and log-probabilities are real; what is simulated is time.
 
 It starts in a second where vLLM needs half a minute, samples one token of every running request at each tick of
 `token_seconds`, and receives weights through the same `StagedReceiver`.

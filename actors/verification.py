@@ -9,26 +9,18 @@ import msgspec
 import ray
 import structlog
 
+from headrace.actors.member import MemberReport
 from headrace.actors.this_node import this_node
 from headrace.verifiers import telemetry
 from headrace.verifiers.base import Verifier
 from headrace.verifiers.failed_checks import failed_check
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.soundness import judged
 from headrace.verifiers.telemetry import log_stream
 
 log = structlog.get_logger()
 
 LOGGED_FAILURES = 5  # checks that did not run, of one worker: what is wrong with the first is wrong with the others
-
-
-class MemberReport(msgspec.Struct, frozen=True):
-    """What a pool member says of itself when it is up."""
-
-    pid: int
-    node: str
-    metrics_url: str
-    node_id: str = ""
-    shared_memory: list[str] = []  # segments that its processes hold, by name: to be released if it is killed
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -53,8 +45,9 @@ class VerificationWorker:
         self._busy_seconds = 0.0
         self._call_start: float | None = None
         self._condemned = ""
-        node = this_node().address
-        self._report = MemberReport(os.getpid(), node, telemetry.metrics_url(host, port, node))
+        node = this_node()
+        url = telemetry.metrics_url(host, port, node.address)
+        self._report = MemberReport(os.getpid(), node.address, url, node.id)
 
     def start(self) -> MemberReport:
         try:
@@ -71,7 +64,7 @@ class VerificationWorker:
         self._inflight = len(samples)
         self._metrics.set(telemetry.VERIFICATION_INFLIGHT, self._inflight)
         try:
-            verdicts = self._verifier.verify_many(samples)
+            verdicts = judged(self._verifier, samples)
         finally:
             self._call_start = None
             self._inflight = 0
@@ -109,4 +102,4 @@ class VerificationWorker:
 
     def close(self) -> None:
         self._verifier.close()
-        self._server.shutdown()
+        telemetry.stop_serving(self._server)

@@ -16,6 +16,10 @@ SCRIPTS = (
     ["benchmarks.throughput", "--trl", str(TRL), "--steps", "2"],
 )
 
+failed = []
 for script in SCRIPTS:
     print(f"\n== {' '.join(script)}", flush=True)
-    subprocess.run([sys.executable, "-m", *script], check=True)
+    if subprocess.run([sys.executable, "-m", *script], check=False).returncode:
+        failed.append(script[0])
+if failed:
+    sys.exit(f"failed, or missed a goal: {', '.join(failed)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.cluster.job_file import load_job
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import PHASES, StepRecord, Summary
 
@@ -27,10 +25,6 @@ class Measured(msgspec.Struct, frozen=True):
     steps: int
     phases: dict[str, float]  # mean seconds a step
     busy: dict[str, float]  # mean share of a step, by pool
-    publishes: list[dict[str, float]]  # seconds, transfer_seconds and pause_seconds of each weight update
-    first_step_seconds: float  # from the start of the command to the end of the first optimizer step
-    milestones: list[tuple[str, float]]  # what went on, and the second of the command at which it began
-    dtype: str  # of the served weights
     summary: Summary
 
 
@@ -46,25 +40,16 @@ def finished_run(*words: str) -> Iterator[tuple[RunFolder, float]]:
 
 
 def measure(*words: str) -> Measured:
-    with finished_run(*words) as (folder, start):
+    with finished_run(*words) as (folder, _):
         steps = [record for record in folder.read_metrics() if isinstance(record, StepRecord)]
-        events = [json.loads(line) for line in (folder.logs / "controller.jsonl").read_text().splitlines()]
         summary = folder.read_summary()
-        dtype = load_job(folder.job).rollout.dtype
         if summary is None:
             raise RuntimeError("the run left no summary")
-    published = [event for event in events if event["event"] == "weights_published"]
     return Measured(
         samples_per_second=sum(record.samples for record in steps) / loop_seconds(steps),
         steps=len(steps),
         phases={phase: sum(record.phases[phase] for record in steps) / len(steps) for phase in PHASES},
         busy={pool: sum(record.busy[pool] for record in steps) / len(steps) for pool in steps[0].busy},
-        publishes=[
-            {name: event[name] for name in ("seconds", "transfer_seconds", "pause_seconds")} for event in published
-        ],
-        first_step_seconds=steps[0].time - start,
-        milestones=milestones(events, start),
-        dtype=dtype,
         summary=summary,
     )
 

@@ -2,36 +2,61 @@
 
     python -m benchmarks.start_and_sync
 
-One run of throughput.toml. Seconds count from the start of the command.
+One run of throughput.toml. Seconds count from the start of the command. Of the weight updates those count that found groups
+being generated: the last ones come when all the prompts have been handed out.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.headrace_run import measure
+from benchmarks.headrace_run import finished_run, milestones
+from headrace.cluster.job_file import load_job
+from headrace.cluster.run_records import StepRecord
 
-STEPS = 3  # one version each
+STEPS = 8  # one version each
 FIRST_STEP_GOAL = 75  # seconds, on two cores
 
 
 def main() -> None:
-    measured = measure("--job.steps", str(STEPS))
-    print(f"\nTo the first optimizer step: {measured.first_step_seconds:.0f} s (goal: {FIRST_STEP_GOAL})\n")
+    with finished_run("--job.steps", str(STEPS)) as (folder, start):
+        first_step = next(record.time for record in folder.read_metrics() if isinstance(record, StepRecord)) - start
+        events = [json.loads(line) for line in (folder.logs / "controller.jsonl").read_text().splitlines()]
+        summary = folder.read_summary()
+        dtype = load_job(folder.job).rollout.dtype
+    if summary is None or summary.peak_memory_bytes is None:
+        raise RuntimeError("the run left no summary, or none of its memory")
+    print(f"\nTo the first optimizer step: {first_step:.0f} s (goal: {FIRST_STEP_GOAL})\n")
     print("| from second | to | what |\n|---|---|---|")
-    ends = [*measured.milestones[1:], ("", measured.first_step_seconds)]
-    for (what, start), (_, end) in itertools.zip_longest(measured.milestones, ends):
-        print(f"| {start:.1f} | {end:.1f} | {what} |")
-    updates = measured.publishes
-    print(f"\nA weight update of the 135M model in {measured.dtype} into a busy engine, medians\n")
+    began = milestones(events, start)
+    for (what, begin), (_, end) in itertools.zip_longest(began, [*began[1:], ("", first_step)]):
+        print(f"| {begin:.1f} | {end:.1f} | {what} |")
+    updates = busy_updates(events)
+    print(f"\nA weight update of the 135M model in {dtype} into a busy engine, medians of {len(updates)}\n")
     print("| in all, s | transfer, s | generation stood still, s | pause / transfer |\n|---|---|---|---|")
     seconds, transfer, pause = (
         statistics.median(update[name] for update in updates)
         for name in ("seconds", "transfer_seconds", "pause_seconds")
     )
     print(f"| {seconds:.2f} | {transfer:.2f} | {pause:.2f} | {pause / transfer:.2f} |")
-    print(f"\npeak memory of the process tree: {measured.summary.peak_memory_bytes / 2**30:.1f} GiB")
+    print(f"\npeak memory of the process tree: {summary.peak_memory_bytes / 2**30:.1f} GiB")
+
+
+def busy_updates(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the controller's events, the weight updates that began while groups were being generated.
+
+    Raises:
+        RuntimeError: there is none, so that nothing was measured.
+    """
+    leased = {event["version"]: event["leased_groups"] for event in events if event["event"] == "publishing"}
+    updates = [event for event in events if event["event"] == "weights_published" and leased[event["version"]] > 0]
+    if not updates:
+        raise RuntimeError(f"none of the {len(leased)} weight updates found an engine with requests in flight")
+    return updates
 
 
 if __name__ == "__main__":

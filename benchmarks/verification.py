@@ -5,7 +5,8 @@ through the pool.
 
 All on one core, the verifier and whatever processes it starts together, so that a rate is one a core. What is compared runs
 in turns, and a ratio is of turns next to each other; printed are medians. The interpreter that a run is compared with is as
-bare as one can be started (`-I -S`: no site packages, no environment), and has no sandbox round it.
+bare as one can be started (`-I -S`: no site packages, no environment), and has no sandbox round it. Exit status 1: a goal is
+missed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import ray
 
 from headrace.actors.verification import VerificationWorker
 from headrace.actors.verification_client import VerificationClient
-from headrace.verifiers import Sample, Verifier, VerifierSpec, build_verifier
+from headrace.verifiers import Sample, VerdictKind, Verifier, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.box import Box
 from headrace.verifiers.sandbox.layers import names
 from headrace.verifiers.sandbox.plan import BoxPlan
@@ -40,6 +41,7 @@ LAST = 1000  # runs, of the first and of the last of many
 BATCH = 256
 POOLED = 500  # samples a turn
 GOALS = {"runs": 3.0, "latency": 4.0, "verdicts": 2000, "math": 0.8, "pool": 0.7}
+SLOWER = 1.1  # times the first runs' median: more is no noise
 
 TOOL = {
     "name": "book_table",
@@ -61,7 +63,6 @@ CALLS = [
     '{"name": "book_table", "arguments": {"date": "2026-11-20", "time": "19:00", "party": 4, "area": "terrace", '
     '"names": ["Ada", "Grace"]}}',
     '{"name": "book_table", "arguments": {"date": "2026-11-20", "time": "7pm", "party": "4"}}',
-    "I would rather not.",
 ]
 REGEX_TEXTS = ["The table is booked for four at 19:00. " * 20, "I would rather not say anything about it. " * 20]
 MATH_ROWS = [
@@ -86,6 +87,14 @@ BOMBS = [  # gold and completion
     ("x+1", r"$\boxed{" + "(" * 40 + "x+1" + ")^{9}" * 40 + "}$"),
     ("4", r"$\boxed{" + "(" * 500 + "1" + ")" * 500 + "}$"),
 ]
+
+
+_missed: list[str] = []  # goals, by what was measured
+
+
+def goal(name: str, reached: bool) -> None:
+    if not reached:
+        _missed.append(name)
 
 
 def rate(count: int, action: Callable[[], object]) -> float:
@@ -116,6 +125,7 @@ def sandboxed(pairs: int, many: int) -> None:
         print("| a second and core | fresh interpreters | sandboxed runs | ratio | goal |\n|---|---|---|---|---|")
         spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}x to {max(ratios):.2f}x)"
         print(f"| median of {pairs} turns | {bare:.0f} | {warm:.0f} | {spread} | {GOALS['runs']:g}x |", flush=True)
+        goal("sandboxed runs", statistics.median(ratios) >= GOALS["runs"])
         flat(box, many)
     sandbox.close()
 
@@ -148,6 +158,9 @@ def flat(box: Box, many: int) -> None:
         f"| more descriptors, processes, memory afterwards | {descriptors}, {processes}, {grown / 2**20:.1f} MiB |",
         flush=True,
     )
+    goal("latency", statistics.median(ordered) < GOALS["latency"])
+    goal("no slower", last_median <= SLOWER * first_median)
+    goal("nothing left behind", descriptors <= 0 and processes <= 0)
 
 
 def batched(pairs: int) -> None:
@@ -164,6 +177,7 @@ def batched(pairs: int) -> None:
         rates = [BATCH * rate(4, lambda: verifier.verify_many(batch)) for _ in range(pairs)]  # noqa: B023 (called at once)
         verifier.close()
         print(f"| {name} | {statistics.median(rates):.0f} | {GOALS['verdicts']} |", flush=True)
+        goal(name, statistics.median(rates) >= GOALS["verdicts"])
 
 
 def plain(rows: Sequence[tuple[str, str]]) -> None:
@@ -189,6 +203,7 @@ def mathematics(pairs: int) -> None:
     print(
         f"| {len(MATH_ROWS)} rows | {reference:.0f} | {own:.0f} | {statistics.median(ratios):.0%} | {GOALS['math']:.0%} |"
     )
+    goal("math", statistics.median(ratios) >= GOALS["math"])
     print(f"\nBombs: {survived(verifier)}", flush=True)
     verifier.close()
 
@@ -198,14 +213,15 @@ def survived(verifier: Verifier) -> str:
     started = time.perf_counter()
     verdicts = verifier.verify_many(samples)
     seconds = time.perf_counter() - started
+    goal("bombs", all(verdict.kind is VerdictKind.FAIL for verdict in verdicts))
     reasons = ", ".join(f"{verdict.kind.value} ({verdict.reason})" for verdict in verdicts)
     return f"{len(BOMBS)} in {seconds:.1f} s: {reasons}"
 
 
 async def in_turns(
-    verifier: Verifier, worker: ray.actor.ActorHandle, samples: Sequence[Sample], pairs: int
+    box: Box, worker: ray.actor.ActorHandle, samples: Sequence[Sample], pairs: int
 ) -> list[tuple[float, float]]:
-    """Checks a second: by the verifier in this process, and as a generator has them made by a worker of the pool."""
+    """A second: bare runs in the box, and checks as a generator has them made by a worker of the pool, each of one run."""
     client = VerificationClient(timeout_seconds=30.0, attempts=3)
     client.set_workers({"verification-0": worker})
 
@@ -216,12 +232,12 @@ async def in_turns(
         assert all(verdict.reward == 1.0 for verdict in verdicts), verdicts
         return len(samples) / seconds
 
-    verifier.verify_many(samples)
+    run(box)
     await through_the_pool()  # its first calls are small
     turns = []
     for _ in range(pairs):
-        here = len(samples) * rate(1, lambda: verifier.verify_many(samples))
-        turns.append((here, await through_the_pool()))
+        bare = rate(len(samples), lambda: run(box))
+        turns.append((bare, await through_the_pool()))
     await client.close()
     return turns
 
@@ -235,17 +251,21 @@ def pooled(pairs: int) -> None:
         actor = ray.remote(num_cpus=1, concurrency_groups={"watch": 1})(VerificationWorker)
         worker = actor.remote("benchmark", "verification-0", "127.0.0.1", verifier)
         ray.get(worker.start.remote())
-        turns = asyncio.run(in_turns(verifier, worker, samples, pairs))
+        sandbox = Sandbox(BoxPlan())
+        with sandbox.box() as box:
+            turns = asyncio.run(in_turns(box, worker, samples, pairs))
+        sandbox.close()
         ray.get(worker.close.remote())
     finally:
         ray.shutdown()
         verifier.close()
     here, there = statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
-    ratios = [pool / direct for direct, pool in turns]
-    print("\n| checks of code a second and core | in this process | through the pool | ratio | goal |")
+    ratios = [pool / bare for bare, pool in turns]
+    print("\n| a second and core | runs in the sandbox | checks of code through the pool | ratio | goal |")
     print("|---|---|---|---|---|")
     spread = f"{statistics.median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%})"
     print(f"| median of {pairs} turns | {here:.0f} | {there:.0f} | {spread} | {GOALS['pool']:.0%} |", flush=True)
+    goal("pool", statistics.median(ratios) >= GOALS["pool"])
 
 
 def main() -> None:
@@ -258,6 +278,8 @@ def main() -> None:
     batched(arguments.pairs)
     mathematics(arguments.pairs)
     pooled(arguments.pairs)
+    if _missed:
+        sys.exit(f"missed: {', '.join(_missed)}")
 
 
 if __name__ == "__main__":

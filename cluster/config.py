@@ -194,8 +194,8 @@ class RolloutSection(Section):
     threads: Changeable[str] = "nobind"
     """CPU engine only. Cores that the engine computes on: `all`, `nobind`, or a list such as `0-3`; with tensor parallelism
     one a worker, `0-3|4-7`."""
-    kv_cache_bytes: Changeable[int | None] = Field(default=None, gt=0)
-    """CPU engine only: KV cache; default 1 GiB."""
+    kv_cache_bytes: Changeable[int] = Field(default=2**30, gt=0)
+    """CPU engine only: KV cache."""
     engine: dict[str, Any] = {}
     """vLLM's own engine arguments, by their names, passed through."""
 

@@ -5,7 +5,6 @@ Everything that can take long says so through `Waits.phase`, which the display s
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -116,14 +115,17 @@ class Controller:
         if not self._prepared.warm_start:
             await self._evaluate("before", 0)
             return
-        # The generators keep the base model's weights until the warm start is published: neither has to wait for the other.
-        warming = asyncio.create_task(self._warm_start(), name="warm start")
-        try:
+        warming = f"warm start on {len(self._prepared.warm_start)} examples"
+        if takes_turns(self._prepared):
             await self._evaluate("before", 0)
-            with self._waits.phase(f"warm start on {len(self._prepared.warm_start)} examples"):
-                await self._waits.until(warming)
-        finally:
-            warming.cancel()
+            with self._waits.phase(warming):
+                await self._waits.until(self._warm_start())
+        else:
+            # The generators keep the base model's weights until the others are published: neither has to wait.
+            async with self._waits.beside(self._warm_start(), "warm start") as task:
+                await self._evaluate("before", 0)
+                with self._waits.phase(warming):
+                    await self._waits.until(task)
         with self._waits.phase("publishing the warm-started weights"):
             await self._fleet.hold_snapshot(0)
             await self._waits.until(self._waits.publish())

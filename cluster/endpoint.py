@@ -22,7 +22,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.cluster.metrics import QUEUE_MEMBER
-from headrace.cluster.run_records import RunStatus
+from headrace.cluster.run_records import MemberState, RunStatus
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.telemetry import LOOPBACK, WILDCARDS
 
@@ -123,7 +123,7 @@ def targets(status: RunStatus, controller: str) -> list[Target]:
     """Every process of the run that has metrics. `controller` is its host:port."""
     found = [Target([controller], {"run": status.run, "member": "controller", "pool": "controller"})]
     pages = [(QUEUE_MEMBER, QUEUE_MEMBER, status.queue_metrics_url)]
-    pages += [(each.name, each.pool, each.metrics_url) for each in status.members if each.state != "gone"]
+    pages += [(each.name, each.pool, each.metrics_url) for each in status.members if each.state is not MemberState.GONE]
     for member, pool, url in pages:
         if url is not None:
             found.append(Target([urlsplit(url).netloc], {"run": status.run, "member": member, "pool": pool}))

@@ -55,7 +55,7 @@ class EvaluationFailed(RunFailed):
 
 
 class Evaluator:
-    """Holds the held-out prompts. An evaluation takes the generators' serving members as they are."""
+    """Holds the held-out prompts. An evaluation is of one version: the newest that a generator serves when it begins."""
 
     def __init__(
         self,
@@ -76,13 +76,14 @@ class Evaluator:
         self._greedy = msgspec.structs.replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
 
     async def run(self, pool: ElasticPool, progress: Callable[[int, int], None]) -> EvaluationResult:
-        """Evaluate all prompts on the rollout pool's serving members; those of a member that is lost go to the others.
+        """Evaluate all prompts on the rollout pool's serving members with the newest weights; those of a member that is lost
+        go to the others.
 
         Args:
             progress: called with (finished, all) requests as they finish.
 
         Raises:
-            PoolFailed, TimeoutError: there is no serving member any more.
+            PoolFailed, TimeoutError: there is no such member any more.
             EvaluationFailed: more than half of the checks did not run to their end, or a prompt fails every time.
         """
         start = time.monotonic()
@@ -113,9 +114,10 @@ class Evaluator:
                 results[lease.id] = decode(payload, Group)
                 progress(len(results), len(jobs))
 
+        version: int | None = None
         while waiting:
-            await pool.wait_serving(1, SERVING_SECONDS)
-            members = pool.serving
+            members = await serving_newest(pool, version)
+            version = members[0].version
             slots = await asyncio.gather(*[slots_of(member) for member in members])
             # A lease more than fills the slots, so that none is idle; with many more each would take as many waves.
             counts = [-(-count * 2 // (self.samples + 1)) + 1 for count in slots]  # of leases: they alternate in size
@@ -130,20 +132,7 @@ class Evaluator:
             results[lease.id] for lease in jobs if lease.group_size == self.samples and lease.sampling.temperature
         ]
         greedy = [results[lease.id] for lease in jobs if not lease.sampling.temperature]
-        for groups in (sampled, greedy):
-            refuse_unscored(groups)
-        checks, scored, not_scored = count_checks([*sampled, *greedy])
-        return EvaluationResult(
-            sampled=[group_reward(group) for group in sampled],
-            greedy=[group_reward(group) for group in greedy],
-            sampled_pass_rate=pass_rate([group_numbers(group) for group in sampled]),
-            greedy_pass_rate=pass_rate([group_numbers(group) for group in greedy]),
-            groups=sampled,
-            seconds=time.monotonic() - start,
-            checks=checks,
-            scored_samples=scored,
-            not_scored=not_scored,
-        )
+        return evaluation_result(sampled, greedy, time.monotonic() - start)
 
     async def _generate(self, member: Member, lease: Lease) -> bytes:
         call = member.handle.generate.remote(lease)
@@ -153,6 +142,21 @@ class Evaluator:
             self._cancel(call)  # what it still computes would slow down the next attempt
             raise
         return payload
+
+
+async def serving_newest(pool: ElasticPool, version: int | None) -> list[Member]:
+    """The serving members with the newest weights, of `version` at least. Where there is none, one more is waited for: one
+    that has joined while versions were made may be behind, and is so until the next is published.
+
+    Raises:
+        PoolFailed, TimeoutError: none comes.
+    """
+    while True:
+        serving = [(member.version, member) for member in pool.serving if member.version is not None]
+        newest = max((held for held, _ in serving), default=None)
+        if newest is not None and (version is None or newest >= version):
+            return [member for held, member in serving if held == newest]
+        await pool.wait_serving(len(pool.serving) + 1, SERVING_SECONDS)
 
 
 async def slots_of(member: Member) -> int:
@@ -190,6 +194,24 @@ def refuse_unscored(groups: Sequence[Group]) -> None:
     checks, scored, not_scored = count_checks(groups)
     if 2 * scored < checks:
         raise EvaluationFailed(checks_ran(scored, checks, not_scored))
+
+
+def evaluation_result(sampled: list[Group], greedy: list[Group], seconds: float) -> EvaluationResult:
+    """Of the groups of both kinds, in the order of the prompts. Raises EvaluationFailed when too few checks ran."""
+    for groups in (sampled, greedy):
+        refuse_unscored(groups)
+    checks, scored, not_scored = count_checks([*sampled, *greedy])
+    return EvaluationResult(
+        sampled=[group_reward(group) for group in sampled],
+        greedy=[group_reward(group) for group in greedy],
+        sampled_pass_rate=pass_rate([group_numbers(group) for group in sampled]),
+        greedy_pass_rate=pass_rate([group_numbers(group) for group in greedy]),
+        groups=sampled,
+        seconds=seconds,
+        checks=checks,
+        scored_samples=scored,
+        not_scored=not_scored,
+    )
 
 
 def evaluation_record(
@@ -243,7 +265,7 @@ def sample_record(
         prompt_id=prompt.id,
         prompt=layout.text(prompt.row),
         completion=completion.text,
-        reward=completion.verdict.reward,
+        reward=completion.verdict.reward if completion.counts else float("nan"),
         verdict=completion.verdict.kind,
         reason=completion.verdict.reason,
         generator=generator,

@@ -35,7 +35,7 @@ from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport, WeightPublisher
 from headrace.cluster.queue_actor import GeneratorEntry
-from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.cluster.run_records import MemberState, MemberStatus, Pool, QueueStatus
 from headrace.learner.losses import LossOptions
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.worker import WorkerSettings
@@ -69,8 +69,7 @@ class Fleet:
         self.queue: Any = None  # actor handle, once there is something to lease
         learner = learner_worker_settings(prepared, log_dir)
         self.learner = LearnerPool(
-            launch_ranks(learner, Requirements(member_resources(job, Pool.LEARNER, custom))),
-            flat_groups_cost=learner.learner.flat_groups_cost,
+            launch_ranks(learner, Requirements(member_resources(job, Pool.LEARNER, custom))), learner.learner
         )
         self.publisher = WeightPublisher(
             self.learner.sender,
@@ -138,7 +137,7 @@ class Fleet:
             Bundle(name, pool.pool, pool.kind.resources) for pool, target in changes for name in pool.missing(target)
         ]
         released = [
-            (member.report.node, pool.kind.resources)
+            (member.report.node_id, pool.kind.resources)
             for pool, target in changes
             for member in pool.leaving(target)
             if member.report is not None
@@ -163,6 +162,11 @@ class Fleet:
 
     async def publish(self) -> PublishReport:
         """Bring the serving generators to the newest version, and let the queue know."""
+        leased = 0
+        if self.queue is not None:
+            status: QueueStatus = await within(CALL_SECONDS, self.queue.status.remote())
+            leased = status.leased
+        log.info("publishing", version=self.publisher.version, leased_groups=leased)
         report = await self.publisher.publish(self.rollout.serving)
         await self._rollout_changed()
         return report
@@ -177,7 +181,7 @@ class Fleet:
         entries = {
             member.name: GeneratorEntry(member.handle, member.version, self._generators.inflight[member.name])
             for member in self.rollout.serving
-            if member.version is not None and not member.failed.done()
+            if member.version is not None
         }
         await within(CALL_SECONDS, self.queue.set_generators.remote(entries))
 
@@ -238,12 +242,15 @@ class Fleet:
         return averages
 
     async def close(self) -> None:
-        """End everything, generators first: their engines are processes of their own."""
+        """End all pools at once, each to its end whatever becomes of the others. Raises the first error; the others are
+        logged."""
         closing = (self.rollout.close(), self.verification.close(), self.learner.close())
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for error in errors[1:]:
+            log.error("pool_not_closed", error=repr(error))
+        if errors:
+            raise errors[0]
 
 
 def check_room(job: JobConfig, generators: int, workers: int) -> None:
@@ -268,7 +275,7 @@ def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class:
             seed=job.job.seed,
             tensor_parallel_size=job.rollout.tensor_parallel_size,
             threads=job.rollout.threads,
-            kv_cache_bytes=job.rollout.kv_cache_bytes or 2**30,
+            kv_cache_bytes=job.rollout.kv_cache_bytes,
             on_gpu=job.rollout.gpus > 0,
             options=job.rollout.engine,
         ),
@@ -283,7 +290,6 @@ def generator_settings(prepared: PreparedJob, log_dir: str | None, engine_class:
 def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> WorkerSettings:
     job = prepared.job
     on_gpu = job.learner.gpus > 0
-    algorithm, learner = job.algorithm, job.learner
     return WorkerSettings(
         run=job.job.name,
         host=job.metrics.host,
@@ -292,25 +298,19 @@ def learner_worker_settings(prepared: PreparedJob, log_dir: str | None) -> Worke
             total_steps=job.job.steps,
             seed=job.job.seed,
             device="cuda" if on_gpu else "cpu",
-            normalize_advantages=algorithm.normalize_advantages,
-            trained_samples=algorithm.trained_samples,
-            loss=LossOptions(**{field.name: getattr(algorithm, field.name) for field in fields(LossOptions)}),
-            learning_rate=learner.learning_rate,
-            schedule=learner.schedule,
-            warmup_steps=learner.warmup_steps,
-            weight_decay=learner.weight_decay,
-            betas=learner.betas,
-            grad_clip=learner.grad_clip,
-            dtype=learner.dtype,
+            loss=LossOptions(**{field.name: getattr(job.algorithm, field.name) for field in fields(LossOptions)}),
             serving_dtype=job.rollout.dtype,
             dithered_rounding=job.weight_sync.rounding == "dithered",
-            max_tokens_per_pack=learner.max_tokens_per_pack,
-            head_chunk_tokens=learner.head_chunk_tokens,
-            activation_checkpointing=learner.activation_checkpointing,
-            threads=None if on_gpu else learner.threads,
+            **learner_values(job),
         ),
-        world_size=learner.ranks,
+        world_size=job.learner.ranks,
         sync_backend="nccl" if on_gpu and job.rollout.gpus > 0 else "gloo",
         sync_timeout_seconds=job.weight_sync.timeout_seconds,
         log_dir=log_dir,
     )
+
+
+def learner_values(job: JobConfig) -> dict[str, Any]:
+    """What `[algorithm]` and `[learner]` have under the names of the learner's settings: by name, so none is forgotten."""
+    names = LearnerSettings.__struct_fields__
+    return {name: value for section in (job.algorithm, job.learner) for name, value in section if name in names}

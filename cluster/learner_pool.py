@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import ray
 import structlog
+import torch
 from ray.exceptions import RayActorError
 
 from headrace.cluster.deadlines import within
@@ -17,6 +19,8 @@ from headrace.cluster.errors import PoolFailed
 from headrace.cluster.members import Requirements
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
+from headrace.learner.advantages import most_varied
+from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample
 from headrace.learner.worker import LearnerWorker, RankReport, Snapshot, StepReport, WorkerSettings
 from headrace.verifiers.errors import cause_line
@@ -39,11 +43,10 @@ def launch_ranks(settings: WorkerSettings, requirements: Requirements) -> list[A
 class LearnerPool:
     """Collective calls go to every rank, in the same order; answers are rank 0's where they are the same."""
 
-    def __init__(self, ranks: Sequence[Any], *, flat_groups_cost: bool = False) -> None:
-        """`ranks`: actor handles of the ranks, in their order (`launch_ranks`). `flat_groups_cost`: groups without variance
-        go through the model too (`LearnerSettings.flat_groups_cost`)."""
+    def __init__(self, ranks: Sequence[Any], settings: LearnerSettings) -> None:
+        """`ranks`: actor handles of the ranks, in their order (`launch_ranks`). `settings`: the ranks'."""
         self._ranks = list(ranks)
-        self._flat_groups_cost = flat_groups_cost
+        self._settings = settings
         self._reports: list[RankReport] = []
         self._state = MemberState.STARTING
         self.steps = 0
@@ -70,7 +73,7 @@ class LearnerPool:
 
     async def train_step(self, groups: Sequence[TakenGroup], step: int) -> StepReport:
         """One optimizer step; each rank fetches its share of the groups from the object store."""
-        costs = [group_tokens(group, self._flat_groups_cost) for group in groups]
+        costs = [group_tokens(group, self._settings) for group in groups]
         shares = share_groups(costs, len(self._ranks))
         calls = [
             rank.train_step.remote([groups[index].payload for index in share], step)
@@ -166,11 +169,21 @@ async def _answer(rank: int, call: Awaitable[Any]) -> Any:
         raise PoolFailed(f"learner-{rank} is lost: {cause_line(error)}") from error
 
 
-def group_tokens(group: TakenGroup, flat_groups_cost: bool) -> int:
-    """Tokens that the group costs the learner: its prompt once; none without variance, unless `flat_groups_cost`."""
+def group_tokens(group: TakenGroup, settings: LearnerSettings) -> int:
+    """Tokens that the group costs the learner: those of the samples that it trains on (`packing.documents_of`), and its
+    prompt once. A group without variance costs nothing, unless the settings say that it goes through the model."""
     numbers = group.numbers
-    costs = flat_groups_cost or numbers.has_variance
-    return numbers.prompt_tokens + sum(numbers.completion_tokens) if costs else 0
+    if not (settings.flat_groups_cost or numbers.has_variance):
+        return 0
+    lengths = [
+        tokens
+        for tokens, reward in zip(numbers.completion_tokens, numbers.rewards, strict=True)
+        if not math.isnan(reward)
+    ]
+    if settings.trained_samples is not None:
+        rewards = torch.tensor(numbers.scored, dtype=torch.float32)
+        lengths = [lengths[place] for place in most_varied(rewards, settings.trained_samples)]
+    return numbers.prompt_tokens + sum(lengths) if lengths else 0
 
 
 def share_groups(tokens: Sequence[int], ranks: int) -> list[list[int]]:

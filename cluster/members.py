@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from headrace.actors.generator import Generator, GeneratorSettings, GeneratorStatus
+from headrace.actors.member import GeneratorReport
 from headrace.actors.shared_memory import release
 from headrace.actors.verification import VerificationWorker, WorkerStatus
 from headrace.cluster.deadlines import note_outcome, within
@@ -128,8 +129,9 @@ class GeneratorKind:
     async def clean(self, member: Member) -> None:
         """An engine's processes are ended before they give back all of their shared memory."""
         self._tokens.pop(member.name, None)
+        self.inflight.pop(member.name, None)
         report = member.report
-        if report is None or not report.shared_memory:
+        if not isinstance(report, GeneratorReport) or not report.shared_memory:
             return
         task: Any = ray.remote(num_cpus=0)(release)
         placed = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(report.node_id, soft=False))

@@ -1,7 +1,8 @@
 """Rows scored without a cluster: what `headrace verify` does, and how people try a reward before they spend GPUs on it.
 
 A worker is a process with a verifier of its own (verifiers/worker_process.py) and a thread here that feeds it. As in a job,
-a sample whose check did not run is offered again, alone, and a worker that hangs or ends is replaced.
+a sample whose check did not run is offered again, alone and to another worker where there is one, and a worker that hangs or
+ends is replaced.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from headrace.verifiers.base import Verifier, VerifierSpec, not_run, printable
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 from headrace.verifiers.registry import build_verifier
+from headrace.verifiers.worker_child import ChildFault
 from headrace.verifiers.worker_process import Outcome, WorkerFailed, WorkerProcess
 
 BATCH = 64  # samples in one call, at most
@@ -36,7 +38,6 @@ QUICK_SECONDS, SLOW_SECONDS = (
     1.0,
 )  # a call below the first is followed by a larger one, above the second by a smaller
 ATTEMPTS = 3  # as verification.attempts has it
-_WAIT_SECONDS = 0.5  # between looks at whether the threads still live
 
 
 class ScoredRow(msgspec.Struct, frozen=True):
@@ -226,7 +227,11 @@ class _Pool:
         self._call_seconds = call_seconds
         self._workers = [WorkerProcess(payload) for _ in range(workers)]
         self._left = deque(range(len(inputs)))
-        self._lock = threading.Lock()
+        # By the worker that their check did not run at.
+        self._again: list[deque[int]] = [deque() for _ in range(workers)]
+        self._failures: Counter[int] = Counter()  # by row
+        self._unsettled = len(inputs)
+        self._changed = threading.Condition()  # guards the four above, and tells of rows that come back
         self._done: queue.SimpleQueue[dict[int, Verdict] | Exception] = queue.SimpleQueue()
         self._closed = False
 
@@ -236,8 +241,8 @@ class _Pool:
             self._workers[0].start()  # the first alone: what is wrong with it is wrong with all
         except WorkerFailed as error:
             raise UserError(f"the verifier does not start in a worker process: {error}") from error
-        for worker in self._workers:
-            threading.Thread(target=self._serve, args=(worker,), name="verification", daemon=True).start()
+        for place in range(len(self._workers)):
+            threading.Thread(target=self._serve, args=(place,), name="verification", daemon=True).start()
 
     def next(self) -> dict[int, Verdict]:
         """The verdicts of some more rows, by index. Waits for as long as a worker may take. Raises what a thread raised."""
@@ -251,75 +256,79 @@ class _Pool:
 
     def close(self) -> None:
         """End the workers, at once."""
-        self._closed = True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         for worker in self._workers:
             worker.retire()
         for worker in self._workers:
             worker.close()
 
-    def _serve(self, worker: WorkerProcess) -> None:
+    def _serve(self, place: int) -> None:
         size = 1
         try:
-            while batch := self._take(size):
+            while batch := self._take(place, size):
                 start = time.monotonic()
-                verdicts, again = self._judge(worker, batch)
+                found = self._judge(self._workers[place], batch)
                 seconds = time.monotonic() - start
                 if seconds > SLOW_SECONDS:
                     size = max(1, size // 2)
                 elif seconds < QUICK_SECONDS and len(batch) == size:
                     size = min(BATCH, 2 * size)
-                self._done.put(verdicts)
-                for index in again:
-                    if self._closed:
-                        return
-                    self._done.put({index: self._alone(worker, index)})
+                self._done.put(self._settled(place, found))
         except Exception as error:  # noqa: BLE001 (raised again in the main thread)
             if not self._closed:
                 self._done.put(error)
 
-    def _take(self, size: int) -> list[int]:
-        with self._lock:
-            # Near the end everyone gets a share of what is left.
-            count = max(1, min(size, len(self._left) // (2 * len(self._workers))))
-            return [] if self._closed else [self._left.popleft() for _ in range(min(count, len(self._left)))]
+    def _take(self, place: int, size: int) -> list[int]:
+        """Rows for a worker: one whose check did not run at another, alone, else some new ones. Waits while rows that others
+        hold may come back; empty when all are settled."""
+        with self._changed:
+            while self._unsettled and not self._closed:
+                for other, rows in enumerate(self._again):
+                    if rows and (other != place or len(self._workers) == 1):
+                        return [rows.popleft()]
+                if self._left:
+                    # Near the end everyone gets a share of what is left.
+                    count = max(1, min(size, len(self._left) // (2 * len(self._workers))))
+                    return [self._left.popleft() for _ in range(count)]
+                self._changed.wait()
+            return []
 
-    def _judge(self, worker: WorkerProcess, batch: Sequence[int]) -> tuple[dict[int, Verdict], list[int]]:
-        """The verdicts of a batch, and those of it whose check did not run."""
+    def _settled(self, place: int, found: dict[int, Verdict]) -> dict[int, Verdict]:
+        """The verdicts that are final; the other rows are offered again."""
+        final: dict[int, Verdict] = {}
+        with self._changed:
+            for index, verdict in found.items():
+                self._failures[index] += verdict.kind is VerdictKind.INFRA_ERROR
+                if verdict.kind is VerdictKind.INFRA_ERROR and self._failures[index] < ATTEMPTS:
+                    self._again[place].append(index)
+                else:
+                    final[index] = verdict
+            self._unsettled -= len(final)
+            self._changed.notify_all()
+        return final
+
+    def _judge(self, worker: WorkerProcess, batch: Sequence[int]) -> dict[int, Verdict]:
+        """A verdict for each row of the batch; where the worker had none for them, why, as infra_error."""
         outcome = self._call(worker, batch)
-        if outcome.fault or len(outcome.verdicts) != len(batch):
-            return {}, list(batch)
-        found = dict(zip(batch, outcome.verdicts, strict=True))
-        again = [index for index, verdict in found.items() if verdict.kind is VerdictKind.INFRA_ERROR]
-        return {index: verdict for index, verdict in found.items() if index not in again}, again
-
-    def _alone(self, worker: WorkerProcess, index: int) -> Verdict:
-        """The verdict of a row by itself, on a last attempt as infra_error."""
-        verdict = not_run("verifier_failed")
-        for _ in range(ATTEMPTS - 1):
-            outcome = self._call(worker, [index])
-            if outcome.fault:
-                verdict = not_run(_FAULTS[outcome.fault], message=outcome.message)
-            elif len(outcome.verdicts) != 1:
-                verdict = not_run("verdicts_missing", message=f"{len(outcome.verdicts)} verdicts for one sample")
-            else:
-                verdict = outcome.verdicts[0]
-            if verdict.kind is not VerdictKind.INFRA_ERROR or self._closed:
-                break
-        return verdict
+        if outcome.fault is not None:
+            return dict.fromkeys(batch, not_run(FAULT_REASONS[outcome.fault], message=outcome.message))
+        return dict(zip(batch, outcome.verdicts, strict=True))
 
     def _call(self, worker: WorkerProcess, batch: Sequence[int]) -> Outcome:
         samples = [self._inputs[index].sample for index in batch]
         try:
             return worker.call(samples, self._call_seconds)
         except WorkerFailed as error:
-            return Outcome([], "failed", printable(str(error), 500))
+            return Outcome([], ChildFault.FAILED, printable(str(error), 500))
 
 
 # As the verification pool of a job calls them.
-_FAULTS = {
-    "timeout": "worker_late",
-    "crash": "worker_lost",
-    "exception": "verifier_raised",
-    "memory": "verifier_raised",
-    "failed": "verifier_failed",
+FAULT_REASONS: dict[ChildFault, str] = {
+    ChildFault.TIMEOUT: "worker_late",
+    ChildFault.CRASH: "worker_lost",
+    ChildFault.EXCEPTION: "verifier_raised",
+    ChildFault.MEMORY: "verifier_raised",
+    ChildFault.FAILED: "verifier_failed",
 }

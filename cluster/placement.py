@@ -39,8 +39,9 @@ def describe(resources: dict[str, float]) -> str:
 
 
 class Node(msgspec.Struct, frozen=True):
-    name: str
+    name: str  # its address, which other nodes may share
     resources: dict[str, float]
+    id: str = ""  # Ray's
 
 
 def member_resources(job: JobConfig, pool: Pool, custom: frozenset[str]) -> dict[str, float]:
@@ -75,21 +76,20 @@ def bundles(job: JobConfig, custom: frozenset[str]) -> list[Bundle]:
 
 def ray_nodes(described: list[dict[str, Any]]) -> list[Node]:
     """The living nodes of `ray.nodes()`."""
-    return [Node(node["NodeManagerAddress"], node["Resources"]) for node in described if node["Alive"]]
+    return [Node(node["NodeManagerAddress"], node["Resources"], node["NodeID"]) for node in described if node["Alive"]]
 
 
 def free_nodes(described: list[dict[str, Any]], available: dict[str, dict[str, float]]) -> list[Node]:
     """The same with what is left of them; `available` is by node id."""
-    return [Node(node["NodeManagerAddress"], available.get(node["NodeID"], {})) for node in described if node["Alive"]]
+    return [msgspec.structs.replace(node, resources=available.get(node.id, {})) for node in ray_nodes(described)]
 
 
 def with_released(nodes: list[Node], released: Iterable[tuple[str, dict[str, float]]]) -> list[Node]:
-    """The nodes with what is given back to them: (node name, resources) each."""
-    grown = [Node(node.name, dict(node.resources)) for node in nodes]
-    for name, resources in released:
-        free = next(
-            (node.resources for node in grown if node.name == name), {}
-        )  # a node that is gone gives nothing back
+    """The nodes with what is given back to them: (node id, resources) each; one that is gone gives nothing back."""
+    grown = [msgspec.structs.replace(node, resources=dict(node.resources)) for node in nodes]
+    by_id = {node.id: node.resources for node in grown}
+    for node_id, resources in released:
+        free = by_id.get(node_id, {})
         for resource, amount in resources.items():
             free[resource] = free.get(resource, 0) + amount
     return grown

@@ -19,7 +19,7 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
-from headrace.actors.verification import MemberReport
+from headrace.actors.member import MemberReport
 from headrace.cluster.deadlines import within
 from headrace.cluster.errors import MemberUnfit, PoolFailed, original
 from headrace.cluster.placement import describe

@@ -114,6 +114,11 @@ class RunRecorder:
         )
 
     @property
+    def steps_done(self) -> int:
+        """Optimizer steps behind these weights, those before a resumption included."""
+        return self._steps[-1].step if self._steps else 0
+
+    @property
     def weight_syncs(self) -> int:
         """Versions published in the history of these weights."""
         return self._syncs_before + (self.fleet.publisher.syncs if self.fleet else 0)

@@ -105,13 +105,13 @@ class EvaluationRecord(msgspec.Struct, frozen=True, tag_field="event", tag="eval
 class SampleRecord(msgspec.Struct, frozen=True):
     """One line of `samples.jsonl`: a completion that a person can read."""
 
-    label: str  # "before", "warm", "after", or "train"
+    label: str  # "before", "warm", "after", "step N" of an evaluation, or "train"
     step: int
     version: int
     prompt_id: str
     prompt: str
     completion: str
-    reward: float
+    reward: float  # nan where it has none: its check did not run, or the engine gave it up
     verdict: str
     reason: str
     generator: str

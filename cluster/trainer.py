@@ -57,7 +57,7 @@ def run_job(
         resume: take up the run in the job's run folder.
         verifier: in place of the job's `[reward]`.
         display: shows the run, and is closed with it; by default one on the standard output is made.
-        engine_class: what generates; another one than vLLM's is for tests and simulation.
+        engine_class: what generates; another one than vLLM's is for tests.
         started: Unix time that the run's seconds count from; now, unless the caller began earlier.
 
     Raises:
@@ -205,7 +205,8 @@ async def _run(
         for task in done:
             task.result()
     except Stopped:
-        recorder.event("stopped on request; go on with --resume")
+        saved = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep).newest() is not None
+        recorder.event(f"stopped on request; {'go on' if saved else 'begin anew'} with --resume")
     finally:
         recorder.set_phase("ending the pools")
         async with AsyncExitStack() as ending:  # each of these whatever becomes of the others, the last one first
@@ -273,7 +274,8 @@ def on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Ta
         nonlocal seen
         seen += 1
         if seen == 1:
-            recorder.event("stopping after this step, with a checkpoint; once more to stop at once")
+            what = "with a checkpoint" if recorder.steps_done else "nothing is saved before the first step is done"
+            recorder.event(f"stopping after what is under way; {what}; once more to stop at once")
             controller.request_stop()
         elif main is not None:
             main.cancel()

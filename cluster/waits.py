@@ -1,15 +1,15 @@
 """How a run waits: what for is shown by name, and what makes it futile ends it.
 
-A weight version may be on its way to the generators beside all else (`publish_beside`); its failure too ends what is waited
-for.
+A weight version may be on its way to the generators beside all else (`publish_beside`), and so may other work (`beside`);
+their failure too ends what is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from headrace.cluster.fleet import Fleet
 from headrace.cluster.publisher import PublishReport
@@ -33,6 +33,7 @@ class Waits:
         self._recorder = recorder
         self._stop = asyncio.Event()
         self._publishing: asyncio.Task[PublishReport] | None = None
+        self._beside: set[asyncio.Task[Any]] = set()
 
     def request_stop(self) -> None:
         """End the run in order, at the next point where nothing is lost."""
@@ -59,12 +60,25 @@ class Waits:
                 if done:
                     return task.result()
                 self._fleet.raise_failure()
-                if self._publishing is not None and self._publishing.done():
-                    self._publishing.result()  # raises what a publish beside us has failed with
+                for other in (self._publishing, *self._beside):
+                    if other is not None and other.done():
+                        other.result()  # raises what it has failed with
                 if stoppable and self.stop_requested:
                     raise Stopped
         finally:
             task.cancel()
+
+    @asynccontextmanager
+    async def beside(self, work: Coroutine[Any, Any, Result], name: str) -> AsyncIterator[asyncio.Task[Result]]:
+        """Do `work` beside what is waited for inside, which its failure ends; left early, it is cancelled."""
+        task = asyncio.create_task(work, name=name)
+        self._beside.add(task)
+        try:
+            yield task
+        finally:
+            self._beside.discard(task)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # `until` has raised its failure, or something was first
 
     async def publish(self) -> PublishReport:
         """Bring the newest version to the generators."""

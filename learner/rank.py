@@ -29,7 +29,7 @@ from headrace.learner.losses import LOSSES, LossInputs, LossOptions, LossSums
 from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
 from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
 from headrace.learner.policy import Policy, load_policy
-from headrace.learner.settings import LearnerSettings, torch_dtype
+from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
 from headrace.verifiers.records import LEARNER_PHASES, Group
 
@@ -229,7 +229,7 @@ class LearnerRank:
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder in the serving dtype: weights (safetensors), configuration, tokenizer files."""
         settings = self.settings
-        tensors = self.named_full_tensors(torch_dtype(settings.serving_dtype, "rollout.dtype"))
+        tensors = self.named_full_tensors(settings.served_dtype)
         checkpoint.export(folder, tensors, base=settings.model, dtype=settings.serving_dtype, rank=self.rank)
         dist.barrier()
 

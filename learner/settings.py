@@ -48,6 +48,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return DTYPES[self.dtype]
 
     @property
+    def served_dtype(self) -> torch.dtype:
+        """Raises WrongValue for an unknown one."""
+        return torch_dtype(self.serving_dtype, "rollout.dtype")
+
+    @property
     def flat_groups_cost(self) -> bool:
         """Whether groups whose advantages are all zero go through the model: a KL term gives them a gradient."""
         return self.loss.kl_coef > 0

@@ -16,9 +16,10 @@ import ray
 import structlog
 import torch
 
+from headrace.actors.member import MemberReport
 from headrace.actors.this_node import this_node
 from headrace.actors.weight_sync.sender import WeightSender
-from headrace.actors.weight_sync.transport import GroupAddress, dtype_of, free_port
+from headrace.actors.weight_sync.transport import GroupAddress, free_port
 from headrace.learner.rank import LearnerRank, StepMetrics
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample
@@ -40,11 +41,8 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     log_dir: str | None
 
 
-class RankReport(msgspec.Struct, frozen=True):
-    pid: int
-    node: str
+class RankReport(MemberReport, frozen=True, kw_only=True):
     store_port: int  # where the ranks meet; of rank 0
-    metrics_url: str
 
 
 class StepReport(msgspec.Struct, frozen=True):
@@ -78,28 +76,28 @@ class LearnerWorker:
         telemetry.configure_logging(settings.run, name, telemetry.log_stream(settings.log_dir, name))
         self._settings = settings
         self._rank = LearnerRank(settings.learner, rank, settings.world_size)
-        self._node = this_node().address
+        self._node = this_node()
         self._sender: WeightSender | None = None
         if rank == 0:
-            self._sender = WeightSender(settings.sync_backend, self._node, settings.sync_timeout_seconds)
+            self._sender = WeightSender(settings.sync_backend, self._node.address, settings.sync_timeout_seconds)
         self._metrics = telemetry.Telemetry(telemetry.LEARNER_METRICS, settings.run, name)
         self._server, port = telemetry.serve_metrics([self._metrics.registry], settings.host)
-        self._url = telemetry.metrics_url(settings.host, port, self._node)
+        self._url = telemetry.metrics_url(settings.host, port, self._node.address)
 
     @ray.method(concurrency_group="compute")
     def start(self) -> RankReport:
         """Offer a port for the ranks to meet on."""
-        return RankReport(os.getpid(), self._node, free_port(self._node), self._url)
+        node = self._node
+        port = free_port(node.address)
+        return RankReport(os.getpid(), node.address, self._url, node.id, store_port=port)
 
     @ray.method(concurrency_group="compute")
-    def setup(self, store_host: str, store_port: int, ranks_on_node: int) -> float:
-        """Join the other ranks and load the policy; the seconds that it took."""
-        start = time.monotonic()
+    def setup(self, store_host: str, store_port: int, ranks_on_node: int) -> None:
+        """Join the other ranks and load the policy."""
         learner = self._settings.learner
         if learner.device == "cpu" and learner.threads is None:
             torch.set_num_threads(share_of_cores(len(os.sched_getaffinity(0)), ranks_on_node))
         self._rank.setup(store_host, store_port)
-        return time.monotonic() - start
 
     @ray.method(concurrency_group="compute")
     def train_step(self, payloads: list[Any], step: int) -> StepReport:
@@ -132,7 +130,7 @@ class LearnerWorker:
     def snapshot(self, version: int, probe_sequences: list[list[int]]) -> Snapshot | None:
         """Make the present weights ready to be sent; every rank joins in, rank 0 answers."""
         start = time.monotonic()
-        tensors = self._rank.named_full_tensors(dtype_of(self._settings.learner.serving_dtype))
+        tensors = self._rank.named_full_tensors(self._settings.learner.served_dtype)
         manifest = None
         if self._sender is not None:
             manifest = self._sender.snapshot(version, tensors)
@@ -177,4 +175,4 @@ class LearnerWorker:
         if self._sender is not None:
             self._sender.close_group()
         self._rank.close()
-        self._server.shutdown()
+        telemetry.stop_serving(self._server)

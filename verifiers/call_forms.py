@@ -5,8 +5,8 @@
              {"id": "1", "type": "function", "function": {"name": "book_table", "arguments": "{\"party_size\": 4}"}}, a list
              of these, or a message with the list in `tool_calls`. Here alone `arguments` may be a string that holds JSON
 
-Text may stand around a call; whether it is allowed is decided by the caller. JSON is read strictly: no key twice, no NaN,
-no number beyond a double's or a 64-bit integer's range, at most 32 levels.
+Text may stand around a call; whether it is allowed is decided by the caller. Braces in it that mean no call are text too.
+JSON is read strictly: no key twice, no NaN, no number beyond a double's or a 64-bit integer's range, at most 32 levels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,21 @@ CallForm = Literal["hermes", "json", "any"]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16
 MAX_DEPTH = 32
-MAX_LOOKS = 64  # braces in the text round calls that are tried as the start of another one
+MAX_LOOKS = 64  # objects in the text round calls that are tried as another one
 FENCE = "```"
-_CALL_START = re.compile(r'\{\s*"(?:name|arguments|function|tool_calls)"')
+_OBJECT_START = re.compile(r'\{\s*"')
+_JSON_START = re.compile(r"""\{\s*["']|\[\s*["'\[{]""")
+# What is no JSON, yet begins like a call: a broken one, cut off, in other quotes or in none.
+_CALL_START = re.compile(
+    r"""\{\s*(?:
+        "(?:name|arguments|function|tool_calls)"
+        |["']?arguments["']?\s*:
+        |["']?name["']?\s*:[^{}]*\barguments\b
+        |["']?(?:function|tool_calls)["']?\s*:\s*[\[{]
+        |["']?(?:id|type|role|content)["']?\s*:[^{}]*\b(?:function|tool_calls)\b
+    )""",
+    re.VERBOSE,
+)
 _CALL_KEYS = frozenset({"name", "arguments"})
 _WRAPPER_KEYS = frozenset({"id", "type", "function"})
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls"})
@@ -53,11 +65,13 @@ class CallFault(Exception):
 
 
 def parse_calls(text: str, form: CallForm) -> ParsedCalls:
-    """All calls in `text`. Raises CallFault; `any` is json where the text starts like it, else hermes, else json."""
-    starts_as_json = text.lstrip()[:1] in ("{", "[")
-    if form == "hermes" or (form == "any" and not starts_as_json and OPEN in text):
+    """All calls in `text`. Raises CallFault; `any` is json where the text starts with that, else hermes, else json."""
+    if form == "hermes":
         return _parse_hermes(text)
-    return _parse_json(text)
+    first = _leading_json(text)
+    if form == "any" and first is None and OPEN in text:
+        return _parse_hermes(text)
+    return _parse_json(text, first)
 
 
 def strict_json(text: str) -> Any:
@@ -85,10 +99,10 @@ def _parse_hermes(text: str) -> ParsedCalls:
             raise CallFault("malformed_call", f"no {CLOSE} after the JSON object")
         _add(calls, as_call(value))
         position = end + len(CLOSE)
-    if not calls:
-        raise CallFault("no_call", f"no {OPEN}")
     around.append(text[position:])
     _refuse_bare_calls(around[-1])
+    if not calls:
+        raise CallFault("no_call", f"no {OPEN}")
     return ParsedCalls(calls, _joined(around))
 
 
@@ -97,47 +111,68 @@ def _refuse_fence(text: str, position: int) -> None:
         raise CallFault("code_fence", f"a code fence inside {OPEN}")
 
 
-def _refuse_bare_calls(text: str) -> None:
-    """Raises CallFault: a call outside the tags is a call too."""
+def _refuse_bare_calls(text: str, place: str = OPEN) -> None:
+    """Raises CallFault: a call outside its place is a call too."""
     if any(_further_calls(text, 0)):
-        raise CallFault("malformed_call", f"a call outside {OPEN}")
+        raise CallFault("malformed_call", f"a call outside {place}")
 
 
-def _parse_json(text: str) -> ParsedCalls:
-    calls: list[ToolCall] = []
+def _leading_json(text: str) -> tuple[Any, int] | None:
+    """The JSON that `text` starts with, and its end, where it is meant for calls: it holds one, or is all that there is.
+
+    Raises CallFault where it is broken: what starts like JSON wants to be read as such.
+    """
     start = _skip_space(text, 0)
-    if not text.startswith("[", start):
-        start = text.find("{")
-    if start < 0:
-        raise CallFault("no_call", "no JSON object")
-    value, end = _decode(text, start)
-    around = [text[:start]]
+    if not text.startswith(("{", "["), start):
+        return None
+    try:
+        value, end = _decode(text, start)
+    except CallFault:
+        if _JSON_START.match(text, start):
+            raise
+        return None
+    items = value if isinstance(value, list) else [value]
+    meant = any(isinstance(item, dict) and _means_a_call(item) for item in items)
+    return (value, end) if meant or not text[end:].strip() else None
+
+
+def _parse_json(text: str, first: tuple[Any, int] | None) -> ParsedCalls:
+    """The calls of `first`, which `text` starts with, and those that stand in the rest of it."""
+    calls: list[ToolCall] = []
+    around: list[str] = []
+    value, end = first or ([], 0)
     for item in value if isinstance(value, list) else [value]:
         around += _add_json(calls, item)
-    if not calls:
-        raise CallFault("no_call", "an empty list")
     # Further calls count as well: a text that lists several must not pass for its first.
     for value, start, next_end in _further_calls(text, end):
         around += [text[end:start], *_add_json(calls, value)]
         end = next_end
     around.append(text[end:])
+    if not calls and OPEN in text:
+        raise CallFault("malformed_call", f"no JSON object in {OPEN}")
+    if not calls:
+        raise CallFault("no_call", "no JSON object that is a call")
     return ParsedCalls(calls, _joined(around))
 
 
 def _further_calls(text: str, position: int) -> Iterator[tuple[Any, int, int]]:
     """The objects from `position` on that mean to be a call, each with its start and end; other braces are text.
 
-    Raises CallFault where one that begins like a call is broken, or where there are too many braces to look at them all.
+    Raises CallFault where one that begins like a call is broken, or where there are too many objects to look at them all.
     """
     looks = 0
     while (start := text.find("{", position)) >= 0:
+        begun = _CALL_START.match(text, start)
+        if not begun and not _OBJECT_START.match(text, start):
+            position = start + 1
+            continue
         looks += 1
         if looks > MAX_LOOKS:
-            raise CallFault("malformed_call", f"more than {MAX_LOOKS} braces in the text round the call")
+            raise CallFault("malformed_call", f"more than {MAX_LOOKS} objects in the text round the call")
         try:
             value, end = _decode(text, start)
         except CallFault:
-            if _CALL_START.match(text, start):
+            if begun:
                 raise
             position = start + 1
             continue
@@ -147,10 +182,19 @@ def _further_calls(text: str, position: int) -> Iterator[tuple[Any, int, int]]:
 
 
 def _means_a_call(value: dict[str, Any]) -> bool:
+    """Rightly or wrongly written: also part of a call, or one wrapped up in something else."""
     keys = value.keys()
     if isinstance(value.get("function"), dict) or "tool_calls" in keys:
         return True
-    return keys >= _CALL_KEYS or (bool(keys) and keys <= _CALL_KEYS)
+    return (bool(keys) and keys <= _CALL_KEYS) or any(inner.keys() >= _CALL_KEYS for inner in _objects(value))
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """`value` and all in it that are objects; no deeper than what `_decode` lets pass."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(inner)
 
 
 def _joined(parts: list[str]) -> str:
@@ -177,6 +221,7 @@ def _add_json(calls: list[ToolCall], value: Any) -> list[str]:
     content = value.get("content")
     if content is not None and not isinstance(content, str):
         raise CallFault("malformed_call", f"`content` is {_json_type(content)}, not a string")
+    _refuse_bare_calls(content or "", "`tool_calls`")
     return [content or ""]
 
 

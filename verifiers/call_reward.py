@@ -264,4 +264,5 @@ def _call_details(call: ToolCall, check: CallCheck, pair: _Pair | None) -> dict[
         outcomes.update(pair.arguments)
     outcomes.update(check.arguments)
     shown = {printable(name, 80): outcome for name, outcome in list(outcomes.items())[:32]}
-    return {"name": printable(call.name, 80), "schema": check.reason or "valid", "arguments": shown}
+    details = {"name": printable(call.name, 80), "schema": check.reason or "valid", "arguments": shown}
+    return {**details, "raised": check.raised} if check.raised else details

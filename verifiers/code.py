@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.exact_test import with_exact_booleans
 from headrace.verifiers.records import Sample, Verdict
 from headrace.verifiers.sandbox.box import BoxFailed
 from headrace.verifiers.sandbox.plain import NotPlain
@@ -40,7 +41,8 @@ class CodeOptions(Options):
     partial_credit: bool = False
     """The reward is the share of tests that passed; false: all or nothing."""
     exact_types: bool = True
-    """True is not 1, and 1 is not 1.0. A tuple passes for a list, since JSON has no tuples."""
+    """True is not 1, and 1 is not 1.0. A tuple passes for a list, since JSON has no tuples. A data set's own `test` compares
+    by Python's `==`, where True is not 1 all the same in what the function gives."""
     float_tolerance: float = Field(1e-9, ge=0)
     """Relative and absolute, for floats where floats are expected."""
     compare_output: Literal["lines", "tokens", "exact"] = "lines"
@@ -159,8 +161,9 @@ class CodeVerifier(Verifier):
         return self._judge_prints(code, row["tests"]) if _printed(row["tests"]) else self._judge_calls(code, row)
 
     def _judge_by_test(self, code: str, row: dict[str, Any]) -> Verdict:
+        test = with_exact_booleans(row["test"], row["entry_point"]) if self.options.exact_types else row["test"]
         with self._sandbox.box() as box:
-            result = run_test(box, code, row["entry_point"], prelude(str(row.get("prompt") or "")), row["test"])
+            result = run_test(box, code, row["entry_point"], prelude(str(row.get("prompt") or "")), test)
         if result.test_fault:
             return not_run("bad_test", message=printable(result.test_fault))
         if result.reason == STARVED:

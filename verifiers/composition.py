@@ -19,6 +19,7 @@ from pydantic import Field
 from headrace.verifiers.base import Options, Verifier, VerifierSpec, nearest, not_run, parse_options, printable
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.soundness import judged
 
 Build = Callable[[VerifierSpec], Verifier]
 
@@ -304,7 +305,7 @@ def _by_all(
     for part in parts:
         if not left:
             break
-        found = part.verifier.verify_many([samples[index] for index in left])
+        found = judged(part.verifier, [samples[index] for index in left])
         for index, verdict in zip(left, found, strict=True):
             verdicts[index][part.name] = verdict
         left = [index for index, verdict in zip(left, found, strict=True) if go_on(verdict)]
@@ -321,7 +322,7 @@ def _by_one(samples: Sequence[Sample], choices: Sequence[Part | str]) -> list[Ve
         else:
             batches.setdefault(choice.name, (choice, []))[1].append(index)
     for part, indices in batches.values():
-        found = part.verifier.verify_many([samples[index] for index in indices])
+        found = judged(part.verifier, [samples[index] for index in indices])
         for index, verdict in zip(indices, found, strict=True):
             verdicts[index] = msgspec.structs.replace(verdict, details=_details({part.name: verdict}, verdict))
     return [verdicts[index] for index in range(len(samples))]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from headrace.verifiers.base import Options, Verifier
 from headrace.verifiers.confinement import require_confinement
-from headrace.verifiers.limited_process import LimitedProcess, Limits
+from headrace.verifiers.limited_process import CheckLimits, LimitedProcess
 from headrace.verifiers.records import Sample, Verdict
 
 Check = Callable[[Sample], Verdict]
@@ -49,7 +49,7 @@ class ConfinedVerifier(Verifier):
         self._process: LimitedProcess | None = None
         if options.sandbox:
             require_confinement()
-            limits = Limits(cpu_seconds=options.timeout_seconds, memory_bytes=options.memory_bytes)
+            limits = CheckLimits(cpu_seconds=options.timeout_seconds, memory_bytes=options.memory_bytes)
             self._process = LimitedProcess(f"{load.__module__}:{load.__name__}", state, limits)
 
     def verify(self, sample: Sample) -> Verdict:

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import importlib.util
 import inspect
-import numbers
 import pickle
 import sys
 import threading
@@ -26,7 +25,8 @@ from pydantic import Field
 
 from headrace.verifiers.base import Options, Verifier, nearest, not_run, parse_options, printable, scored, shown
 from headrace.verifiers.errors import UserError, WrongOption
-from headrace.verifiers.records import Sample, Verdict, VerdictKind, decode, encode
+from headrace.verifiers.records import Sample, Verdict
+from headrace.verifiers.soundness import is_reward, plain_number, sound, text_of
 from headrace.verifiers.worker_process import WorkerFailed, WorkerProcess
 
 _LONGEST_SECONDS = 300.0  # of a call with a limit of memory alone
@@ -160,7 +160,7 @@ class CallableVerifier(Verifier):
             if outcome.fault and side_by_side:
                 side_by_side = False
             elif outcome.fault:
-                verdicts.append(not_run(outcome.fault, message=outcome.message))
+                verdicts.append(not_run(str(outcome.fault), message=outcome.message))
         return verdicts
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -277,36 +277,13 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 def _verdict(answer: Any) -> Verdict:
     """A function's answer as a verdict; what is no reward becomes infra_error."""
-    answer = _plain(answer)
+    answer = plain_number(answer)
     if isinstance(answer, Verdict):
-        return _own_verdict(answer)
-    if not _is_reward(answer):
+        return sound(answer, "the function")
+    if not is_reward(answer):
         message = f"returned {shown(answer)} ({type(answer).__name__}), not a number in [0, 1]"
         return not_run("bad_reward", message=message)
     return scored(float(answer), "scored")
-
-
-def _own_verdict(answer: Verdict) -> Verdict:
-    """A verdict of the function's own, as it arrives in another process; nothing has looked at its fields yet."""
-    reward = 0.0 if answer.kind == VerdictKind.INFRA_ERROR else _plain(answer.reward)
-    if not _is_reward(reward):
-        return not_run("bad_reward", message=f"the verdict's reward is {shown(answer.reward)}, not in [0, 1]")
-    try:
-        read = decode(encode(msgspec.structs.replace(answer, reward=float(reward))), Verdict)
-        msgspec.json.encode(read)  # as it is recorded
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        return not_run("bad_reward", message=f"the verdict cannot be read: {printable(_text_of(error))}")
-    return read
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's as Python's own. Whoever returns one has loaded numpy; nobody else needs it here."""
-    numpy = sys.modules.get("numpy")
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
-
-
-def _is_reward(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and 0.0 <= float(value) <= 1.0
 
 
 def _raised(error: BaseException) -> Verdict:
@@ -314,15 +291,8 @@ def _raised(error: BaseException) -> Verdict:
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     reason = "memory" if isinstance(error, MemoryError) else "exception"
     return not_run(
-        reason, type=type(error).__name__, message=printable(_text_of(error), 500), where=printable(where, 500)
+        reason, type=type(error).__name__, message=printable(text_of(error), 500), where=printable(where, 500)
     )
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 (an exception class of the user's may fail at its own text)
-        return "(it has no text)"
 
 
 def _refuse_wrong_signature(function: RewardFunction, name: str) -> None:

@@ -42,7 +42,7 @@ _REPLY_BYTES = 1 << 20
 _STDERR_BYTES = 2000
 
 
-class Limits(msgspec.Struct, frozen=True):
+class CheckLimits(msgspec.Struct, frozen=True):
     """What one check may use. Time is the processor's: a starved machine must not fail a sample."""
 
     cpu_seconds: float = 2.0
@@ -62,7 +62,7 @@ class LimitedProcess:
     function from Sample to Verdict. Thread-safe; nothing is started before `start` or the first sample.
     """
 
-    def __init__(self, target: str, state: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, target: str, state: dict[str, Any], limits: CheckLimits) -> None:
         self._target = target
         self._state = state
         self._limits = limits
@@ -158,7 +158,7 @@ class _Child:
             os.set_blocking(pipe, False)
         self._received = bytearray()
 
-    def exchange(self, frames: list[bytes], verdicts: list[Verdict], limits: Limits) -> _Death | None:
+    def exchange(self, frames: list[bytes], verdicts: list[Verdict], limits: CheckLimits) -> _Death | None:
         """Send all frames and append the verdicts as they come; None when all are there, else why the child ended."""
         unsent = memoryview(b"".join(frames))
         missing = len(frames)
@@ -251,7 +251,7 @@ class _OutOfStep(Exception):
     """The child does not keep to the protocol."""
 
 
-def _start(target: str, state: dict[str, Any], limits: Limits) -> _Child:
+def _start(target: str, state: dict[str, Any], limits: CheckLimits) -> _Child:
     """A child that has loaded its check and confined itself. Raises UserError, LimitedProcessError, _StartedBadly."""
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
     keep_child_statuses()  # how it ends tells what the sample did

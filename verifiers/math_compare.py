@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 
 from headrace.verifiers.math_form import (
+    FONT,
     approximations,
     clean,
     compact,
-    is_name,
     names_unknown,
     sides,
     without_fonts,
 )
+from headrace.verifiers.math_inside import limits_expression, limits_quantity
+from headrace.verifiers.math_interval import as_interval, is_interval
+from headrace.verifiers.math_names import is_name
 from headrace.verifiers.math_quantity import (
     Listing,
     Matrix,
@@ -73,6 +76,15 @@ def compare(gold: str, given: str, *, evaluated: bool, units: bool) -> Outcome:
         return MATCH if _same_word(gold, given) else WRONG
     if _HEDGES.search(given) and not _HEDGES.search(gold):
         return Outcome(False, "hedged")
+    outcome = _compare_math(gold, given, evaluated, units)
+    if outcome.right and _is_limited(gold, given):
+        return Outcome(False, "hedged")
+    return outcome
+
+
+def _compare_math(gold: str, given: str, evaluated: bool, units: bool) -> Outcome:
+    if is_interval(gold):
+        given = as_interval(given) or given
     number = _value_of(gold)
     if number is not None:
         return _compare_number(number, gold, given, evaluated, units)
@@ -83,6 +95,17 @@ def compare(gold: str, given: str, *, evaluated: bool, units: bool) -> Outcome:
     if matrix is not None and other is not None and all(is_name(side) for side in sides(given)[:-1]):
         return MATCH if _same_matrix(matrix, other) else WRONG
     return _compare_expression(gold, given)
+
+
+def _is_limited(gold: str, given: str) -> bool:
+    """Whether words in a right answer are more than its units: a condition, a doubt, another answer in words."""
+    listing = read_list(given)
+    for element in listing.elements if listing is not None else (given,):
+        for value in approximations(element if len(sides(gold)) > 1 else sides(element)[-1]):
+            limits = limits_quantity if read_quantity(value) is not None else limits_expression
+            if limits(gold, value):
+                return True
+    return False
 
 
 def is_word(gold: str) -> bool:
@@ -120,28 +143,39 @@ def _value_of(text: str) -> Quantity | None:
     return read_quantity(parts[-1])
 
 
-def _final_side(gold: str, given: str, evaluated: bool) -> str | Outcome:
+def _final_side(gold: str, given: str) -> str | Outcome:
     """The last side of a chain of equations whose other sides say nothing else."""
-    parts = sides(given)
+    parts, own = sides(given), {compact(side) for side in sides(gold)}
     for part in parts[:-1]:
-        if is_name(part) or names_unknown(part):
+        if is_name(part) or compact(part) in own:
             continue
         quantity, wanted = read_quantity(part), _value_of(gold)
         if quantity is not None and wanted is not None:
             if not same_quantity(wanted, quantity):
                 return Outcome(False, "several_answers")
-        elif not symbolic_match(sides(gold)[-1], part).right:
+        elif not _is_calculation(sides(gold)[-1], part):
             return Outcome(False, "several_answers")
     return parts[-1]
+
+
+def _is_calculation(gold: str, side: str) -> bool:
+    """Whether a side works the answer out: 6 \\cdot 7, 6 boxes times 7 eggs; not what it says of an unknown, 2x."""
+    bare = side if limits_quantity(gold, side) else FONT.sub(" ", side)
+    if names_unknown(bare) and not _OPERATIONS.search(bare):
+        return False
+    return symbolic_match(gold, bare).right
 
 
 def _compare_number(number: Quantity, gold: str, given: str, evaluated: bool, units: bool) -> Outcome:
     if (listing := read_list(given)) is not None and not (listing.kind == "set" and len(listing.elements) == 1):
         return Outcome(False, "several_answers")
     about = approximations(given)
+    if len(about) > 1 and is_name(about[0]):  # x is about 42: one value
+        about = about[1:]
+        given = r"\approx ".join(about)
     if len(about) > 1:
         return _compare_approximation(number, about, units)
-    side = _final_side(gold, given, evaluated)
+    side = _final_side(gold, given)
     if isinstance(side, Outcome):
         return side
     quantity = read_quantity(side)
@@ -156,8 +190,9 @@ def _compare_number(number: Quantity, gold: str, given: str, evaluated: bool, un
 
 def _compare_approximation(number: Quantity, about: list[str], units: bool) -> Outcome:
     """`a \\approx b`, where b must be a's rounding: otherwise they are two answers."""
-    first, last = read_quantity(sides(about[0])[-1]), read_quantity(about[-1])
-    if len(about) > 2 or first is None or last is None:
+    exact = sides(about[0])[-1]
+    first, last = read_quantity(exact), read_quantity(about[-1])
+    if len(about) > 2 or first is None or last is None or isinstance(_final_side(exact, about[0]), Outcome):
         return Outcome(False, "several_answers")
     places = len(str(about[-1]).partition(".")[2].rstrip())
     if round(first.value, places) != last.value:

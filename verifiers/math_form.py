@@ -28,6 +28,7 @@ _SIZES = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|mleft|mright)(?![A-Za-z])\s*\.?(?=[\\()\[\]{}|.]|$)"
 )
 _SPACES = re.compile(r"(?<!\\)\\(?:[;: ]|quad|qquad|hspace\{[^{}]*\}|newline)|~|\s+")
+_THOUSANDS = re.compile(r"(?<=[0-9]),\\! ?(?=[0-9]{3}(?![0-9]))")
 _FRACTION_DIGITS = re.compile(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])")
 _FRACTION_HALF = re.compile(r"\\frac\s*([0-9])\s*\{")
 FONT = re.compile(
@@ -42,7 +43,7 @@ def clean(text: str) -> str:
     >>> clean(r"$\\left( \\dfrac12,\\; 3\\right)$.")
     '( \\\\frac{1}{2}, 3)'
     """
-    text = text.strip()
+    text = _THOUSANDS.sub(",", text.strip())
     for old, new in _COMMAND_PAIRS:
         text = old.sub(lambda _, new=new: new, text)
     text = _SIZES.sub("", text)
@@ -112,10 +113,6 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
 _EQUALS = re.compile(r"(?<![<>!])=")
 _ABOUT = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
 _IN = re.compile(r"^\s*\\?[A-Za-z]\w*\s*\\in(?![A-Za-z])")
-_NAME = re.compile(
-    r"\s*(?:\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'*(?:\([^()]*\))?|\\frac\{d\^?[0-9]?[a-z]*\}\{d[a-z]\^?[0-9]?\}|"
-    r"\\(?:angle|text|overline|triangle)\s*\{?[A-Za-z ]*\}?)\s*"
-)
 
 
 def sides(text: str) -> list[str]:
@@ -126,13 +123,6 @@ def sides(text: str) -> list[str]:
 def approximations(text: str) -> list[str]:
     r"""What stands on the sides of `\approx`."""
     return [part.strip() for part in split_top(text, _ABOUT)]
-
-
-def is_name(side: str) -> bool:
-    """Whether a side only names the unknown: x, a_1, f(2), the area."""
-    return (
-        _NAME.fullmatch(side) is not None or re.fullmatch(r"[A-Za-z][A-Za-z ]{2,60}", without_fonts(side)) is not None
-    )
 
 
 def names_unknown(side: str) -> bool:

@@ -50,11 +50,11 @@ _NOT_A_UNIT = (
     "roughly half quarter third dozen pair pairs factorial choose "
     " wrong incorrect false untrue also no never nope what which"
 )
-_NUMBER_WORDS = (
+NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-_NO_UNIT = frozenset(f"{_NOT_A_UNIT} {_NUMBER_WORDS}".split())
+_NO_UNIT = frozenset(f"{_NOT_A_UNIT} {NUMBER_WORDS}".split())
 _SYMBOLS = "m g l s h N J W V A K C F Hz cm mm km kg mg ml mL ft in yd mi lb oz hr kW Pa eV mol rad sr am pm "
 _SHORT_UNITS = frozenset(_SYMBOLS.split())
 _UNIT_NAMES = {
@@ -64,6 +64,7 @@ _UNIT_NAMES = {
     "hr": "h",
     "pound": "lb", "ounce": "oz", "degree": "deg", "dollar": "$", "usd": "$", "cent": "cent", "euro": "€", "unit": "",
 }  # fmt: skip
+UNIT_WORDS = _SHORT_UNITS | _UNIT_NAMES.keys() | {f"{name}s" for name in _UNIT_NAMES}
 _UNIT_WORD = re.compile(r"(?P<word>[A-Za-z]+)(?:\^\{?(?P<power>-?[0-9])\}?)?")
 
 

@@ -43,7 +43,8 @@ FORMATS = _Formats(())
 FORMATS.checkers = dict(Draft202012Validator.FORMAT_CHECKER.checkers)
 
 
-@FORMATS.checks("regex", raises=(ValueError, re.error))
+# Of the wrong ones `re` says so in three ways: too large a repetition overflows, too deep a nesting ends the stack.
+@FORMATS.checks("regex", raises=(ValueError, re.error, OverflowError, RecursionError))
 def is_regex(value: object) -> bool:
     return not isinstance(value, str) or bool(re.compile(to_python(value)))
 

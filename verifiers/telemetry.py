@@ -181,7 +181,7 @@ def serve_metrics(
     """Serve the registries as one `/metrics` page from a daemon thread; returns the server and the port it listens on.
 
     A generator passes its own registry and `prometheus_client.REGISTRY`, where vLLM's metrics live. Stop it with
-    `server.shutdown()`, then `server.server_close()`. Raises UserError when the address cannot be bound.
+    `stop_serving`. Raises UserError when the address cannot be bound.
     """
     joined = CollectorRegistry()
     for registry in registries:
@@ -201,6 +201,12 @@ def serve_metrics(
             ) from error
         raise
     return server, server.server_port
+
+
+def stop_serving(server: WSGIServer) -> None:
+    """End what `serve_metrics` started, and give its address back."""
+    server.shutdown()
+    server.server_close()
 
 
 def metrics_url(host: str, port: int, node: str) -> str:
@@ -225,7 +231,6 @@ def configure_logging(run: str, member: str, stream: TextIO | Path, level: int =
 
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             # A processor, not a bound context variable: a thread that is started later would not have that one.
             bind_process,
             structlog.processors.add_log_level,

@@ -136,8 +136,8 @@ class ToolCallCheck:
         for answer in answers or []:
             for call in answer:
                 try:
-                    json.dumps(call.arguments)
-                except (TypeError, RecursionError) as error:  # Parquet has types that JSON has not
+                    json.dumps(call.arguments, allow_nan=False)
+                except (TypeError, ValueError, RecursionError) as error:  # Parquet has types that JSON has not
                     return f"the arguments of the gold call are not JSON: {error}"
                 check = tools.check(call.example())
                 if check.reason:
@@ -154,7 +154,7 @@ class ToolCallCheck:
             return _row_tools(canonical(row[field]), field, self._options.check_formats)
         except UserError as error:
             raise _BadRow(f"field {error}") from error
-        except (TypeError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise _BadRow(f"field `{field}` is not JSON: {error}") from error
 
     def _answers_of(self, row: dict[str, Any]) -> list[list[GoldCall]] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
-from decimal import Decimal
-from typing import Any
+from fractions import Fraction
+from typing import Any, Self
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
@@ -44,12 +45,13 @@ def refuse_invalid(schema: dict[str, Any], place: str) -> None:
         raise UserError(f"{place}: `type` of `parameters` is {schema['type']!r}; arguments are always an `object`")
     try:
         Draft202012Validator.check_schema(schema, format_checker=FORMATS)
+        made = _with_python_patterns(schema)
+        _refuse_clashing_patterns(made, place)
+        _refuse_loops(made)
     except SchemaError as error:
         raise UserError(f"{place}: not a JSON Schema at {error.json_path}: {printable(error.message)}") from error
     except RecursionError as error:
-        raise UserError(f"{place}: the schema is nested too deeply") from error
-    try:
-        _refuse_loops(_with_python_patterns(schema))
+        raise UserError(f"{place}: the schema is nested too deeply, or one `$ref` leads to too many others") from error
     except (Unresolvable, NoSuchResource) as error:
         reference = printable(str(error.ref))
         raise UserError(f"{place}: `$ref` {reference!r} leads nowhere; nothing is fetched from afar") from error
@@ -59,6 +61,15 @@ def refuse_invalid(schema: dict[str, Any], place: str) -> None:
 
 class _Loop(Exception):
     pass
+
+
+def _refuse_clashing_patterns(schema: dict[str, Any], place: str) -> None:
+    """The library asks all of an object's patterns at once, so that each alone being right is not enough."""
+    for contents, _ in _walk(schema):
+        try:
+            re.compile("|".join(contents.get("patternProperties", ())))
+        except re.error as error:
+            raise UserError(f"{place}: `patternProperties` do not go together: {error}") from error
 
 
 def _refuse_loops(schema: dict[str, Any]) -> None:
@@ -104,22 +115,37 @@ def _walk(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
         left += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]
 
 
+class _Pattern(str):
+    """One of Python's, which messages tell as the schema has it."""
+
+    own: str
+
+    def __new__(cls, own: str) -> Self:
+        pattern = super().__new__(cls, to_python(own))
+        pattern.own = own
+        return pattern
+
+    def __repr__(self) -> str:
+        return repr(self.own)
+
+
 def _with_python_patterns(schema: dict[str, Any]) -> dict[str, Any]:
     """A copy in which every pattern is one of Python's."""
     made = copy.deepcopy(schema)
     for contents, _ in list(_walk(made)):
         if isinstance(contents.get("pattern"), str):
-            contents["pattern"] = to_python(contents["pattern"])
+            contents["pattern"] = _Pattern(contents["pattern"])
         if isinstance(contents.get("patternProperties"), dict):
             contents["patternProperties"] = {
-                to_python(pattern): inner for pattern, inner in contents["patternProperties"].items()
+                _Pattern(pattern): inner for pattern, inner in contents["patternProperties"].items()
             }
     return made
 
 
 def _multiple_of(validator: Any, factor: float, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    """In decimal: 19.99 is a multiple of 0.01, whatever their doubles are."""
-    if validator.is_type(instance, "number") and Decimal(repr(instance)) % Decimal(repr(factor)):
+    """As they are written: 19.99 is a multiple of 0.01, whatever their doubles are. A fraction is exact at any size, where
+    decimals have digits for some."""
+    if validator.is_type(instance, "number") and Fraction(repr(instance)) % Fraction(repr(factor)):
         yield ValidationError(f"{instance!r} is not a multiple of {factor}")
 
 

@@ -24,12 +24,14 @@ _SAYS_WHAT_ELSE = frozenset({"additionalProperties", "unevaluatedProperties", "p
 class CallCheck(msgspec.Struct, frozen=True):
     """Whether a call fits its tool. `reason` is empty when it does, else `unknown_tool`, `missing_argument`,
     `extra_argument`, `wrong_type` or `invalid_argument`; `arguments` holds the same for each argument at fault, and
-    `fitting` is the share of the arguments, given or required, that are at no fault."""
+    `fitting` is the share of the arguments, given or required, that are at no fault. `raised` is the name of the exception
+    that the check ended in, if it did."""
 
     reason: str
     message: str
     arguments: dict[str, str]
     fitting: float
+    raised: str = ""
 
 
 class Tool:
@@ -44,7 +46,19 @@ class Tool:
         self._validator = compiled(schema, check_formats)
 
     def check(self, arguments: dict[str, Any]) -> CallCheck:
-        errors = list(self._validator.iter_errors(arguments))
+        # The completion picks the values, so that one which the schema library stumbles over is the completion's fault: as
+        # an error of ours it would be neither right nor wrong, and a policy could hide in it. Only the library's work is in
+        # this net; the parsing and the reward, ours, may raise and be seen. Nor is the exception lost: its name is in the
+        # details, a gold call that meets it is refused with its row, and the property tests let none pass. Memory is no
+        # matter of the value's worth and has its own verdict.
+        try:
+            errors = list(self._validator.iter_errors(arguments))
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            name = type(error).__name__
+            message = f"{printable(self.name, 80)}: the check ended in {name}: {printable(str(error))}"
+            return CallCheck("invalid_argument", message, {}, fitting=0.0, raised=name)
         # Beside another fault all that this one knows is that nothing was evaluated.
         telling = [error for error in errors if error.validator != "unevaluatedProperties"] or errors
         faults = [_fault(error, arguments) for error in telling]
@@ -170,5 +184,6 @@ def _name_and_parameters(definition: Any, place: str) -> tuple[str, dict[str, An
 
 
 def canonical(definitions: Any) -> str:
-    """One text for equal definitions, to find them again by."""
-    return json.dumps(definitions, sort_keys=True)
+    """One text for equal definitions, to find them again by. Raises TypeError, ValueError or RecursionError for what is no
+    JSON."""
+    return json.dumps(definitions, sort_keys=True, allow_nan=False)

@@ -14,12 +14,14 @@ import select
 import signal
 import struct
 import threading
+from enum import StrEnum
 
 import msgspec
 
 from headrace.verifiers.base import Verifier, not_run, printable
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict
+from headrace.verifiers.soundness import judged
 
 HEADER = struct.Struct(">Q")  # a frame's length
 _PARENT_CHECK_MILLISECONDS = 5000
@@ -34,11 +36,21 @@ class Setting(msgspec.Struct, frozen=True):
     memory_bytes: int | None  # beyond what the process holds once the verifier is loaded
 
 
+class ChildFault(StrEnum):
+    """Why samples have no verdicts."""
+
+    TIMEOUT = "timeout"  # the process did not answer in time, and was ended
+    CRASH = "crash"  # the process ended by itself, or sent what cannot be read
+    EXCEPTION = "exception"  # the verifier raised; the process goes on
+    MEMORY = "memory"  # the verifier needed more memory than it may have; the process goes on
+    FAILED = "failed"  # there was no process, and none could be brought up
+
+
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Verdicts in the samples' order, or in `fault` why a batch has none: `exception`, `memory`."""
+    """Verdicts in the samples' order, or in `fault` why a batch has none: EXCEPTION or MEMORY."""
 
     verdicts: list[Verdict] = []
-    fault: str = ""
+    fault: ChildFault | None = None
     message: str = ""
 
 
@@ -53,15 +65,14 @@ def main() -> None:
     if setting.parent != os.getppid():
         os._exit(0)
     reply, verifier = _loaded(frames.get(), setting)
-    _write(replies, reply)
+    _write(replies, msgspec.msgpack.encode(reply))
     while verifier is not None:
         samples: list[Sample] = pickle.loads(frames.get())
         if not setting.one_by_one:
             _write(replies, _reply(verifier, samples))
             continue
         for sample in samples:
-            reply = _reply(verifier, [sample])
-            _write(replies, Reply([not_run(reply.fault, message=reply.message)]) if reply.fault else reply)
+            _write(replies, _reply(verifier, [sample], alone=True))
 
 
 def _loaded(payload: bytes, setting: Setting) -> tuple[Reply, Verifier | None]:
@@ -78,19 +89,21 @@ def _loaded(payload: bytes, setting: Setting) -> tuple[Reply, Verifier | None]:
     return Reply(), verifier
 
 
-def _reply(verifier: Verifier, samples: list[Sample]) -> Reply:
+def _reply(verifier: Verifier, samples: list[Sample], *, alone: bool = False) -> bytes:
+    """The reply to a batch, encoded. `alone`: a sample that was sent by itself has its fault as a verdict."""
     try:
-        reply = Reply(verifier.verify_many(samples))
-        msgspec.msgpack.encode(reply)
+        return msgspec.msgpack.encode(Reply(judged(verifier, samples)))
     except (Exception, SystemExit) as error:  # noqa: BLE001 (a bug of the verifier's becomes a verdict at the process's border)
-        return _fault(error)
-    return reply
+        reply = _fault(error)
+        if alone:
+            reply = Reply([not_run(str(reply.fault), message=reply.message)])
+        return msgspec.msgpack.encode(reply)
 
 
 def _fault(error: BaseException) -> Reply:
-    reason = "memory" if isinstance(error, MemoryError) else "exception"
+    fault = ChildFault.MEMORY if isinstance(error, MemoryError) else ChildFault.EXCEPTION
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return Reply(fault=reason, message=printable(message, _MOST_SAID))
+    return Reply(fault=fault, message=printable(message, _MOST_SAID))
 
 
 def _address_space_bytes() -> int:
@@ -120,8 +133,7 @@ def _read(descriptor: int, parent: int, frames: queue.SimpleQueue[bytes]) -> Non
             del received[:end]
 
 
-def _write(descriptor: int, reply: Reply) -> None:
-    payload = msgspec.msgpack.encode(reply)
+def _write(descriptor: int, payload: bytes) -> None:
     view = memoryview(HEADER.pack(len(payload)) + payload)
     while view:
         view = view[os.write(descriptor, view) :]

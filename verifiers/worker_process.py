@@ -22,7 +22,7 @@ import msgspec
 
 from headrace.verifiers.child_status import keep_child_statuses
 from headrace.verifiers.records import Sample, Verdict
-from headrace.verifiers.worker_child import HEADER, Reply, Setting
+from headrace.verifiers.worker_child import HEADER, ChildFault, Reply, Setting
 
 _BOOTSTRAP = (
     "import json, sys; sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]; "
@@ -36,11 +36,15 @@ class WorkerFailed(RuntimeError):
     """The process could not be brought up; the message says why."""
 
 
+class _Unreadable(Exception):
+    """What the process sent is no reply."""
+
+
 class Outcome(msgspec.Struct, frozen=True):
-    """The verdicts that came, in order; in `fault` why the next one did not: `timeout`, `crash`, `exception`, `memory`."""
+    """The verdicts that came, in order; in `fault` why the next one did not."""
 
     verdicts: list[Verdict]
-    fault: str = ""
+    fault: ChildFault | None = None
     message: str = ""
 
 
@@ -97,9 +101,12 @@ class WorkerProcess:
                     verdicts += reply.verdicts
             except TimeoutError:
                 self._end()
-                return Outcome(verdicts, "timeout", f"no answer within {seconds:g} s")
+                return Outcome(verdicts, ChildFault.TIMEOUT, f"no answer within {seconds:g} s")
             except EOFError:
-                return Outcome(verdicts, "crash", self._end())
+                return Outcome(verdicts, ChildFault.CRASH, self._end())
+            except _Unreadable as error:
+                self._end()
+                return Outcome(verdicts, ChildFault.CRASH, f"its reply cannot be read: {error}")
             return Outcome(verdicts)
 
     def close(self) -> None:
@@ -131,6 +138,9 @@ class WorkerProcess:
                 raise WorkerFailed(f"not ready within {self._start_seconds:g} s") from None
             except EOFError:
                 raise WorkerFailed(f"while it loaded, it {self._end()}") from None
+            except _Unreadable as error:
+                self._end()
+                raise WorkerFailed(f"its first reply cannot be read: {error}") from error
             if reply.fault:
                 self._end()
                 raise WorkerFailed(reply.message)
@@ -169,7 +179,7 @@ class _Child:
         self._received = bytearray()
 
     def reply(self, unsent: memoryview, deadline: float) -> Reply:
-        """Send, then wait for the next reply. Raises TimeoutError, and EOFError where it has ended."""
+        """Send, then wait for the next reply. Raises TimeoutError, EOFError where it has ended, _Unreadable."""
         poll = select.poll()
         poll.register(self._from, select.POLLIN)
         if unsent:
@@ -191,7 +201,10 @@ class _Child:
                 if not chunk:
                     raise EOFError
                 self._received += chunk
-        return msgspec.msgpack.decode(payload, type=Reply)
+        try:
+            return msgspec.msgpack.decode(payload, type=Reply)
+        except msgspec.DecodeError as error:  # its subclass ValidationError too
+            raise _Unreadable(str(error)) from error
 
     def _take(self) -> bytes | None:
         if len(self._received) < HEADER.size:

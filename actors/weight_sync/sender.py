@@ -32,7 +32,6 @@ class WeightSender:
         self._layout: Layout | None = None
         self._buckets: list[torch.Tensor] = []
         self._checksum: str | None = None  # of what is in the buckets, once it has been sent
-        self.manifest: WeightManifest | None = None
 
     def snapshot(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightManifest:
         """Copy the weights into the send buffers. Their digest is left to `send`: the learner waits for this call.
@@ -58,8 +57,8 @@ class WeightSender:
                 if name != expected:
                     raise ValueError(f"snapshot of version {version}: tensor {name!r} where {expected!r} was before")
                 target.copy_(source)
-            self.manifest, self._checksum = WeightManifest(version, self._layout.tensors), None
-            return self.manifest
+            self._checksum = None
+            return WeightManifest(version, self._layout.tensors)
         finally:
             self._busy.release()
 
@@ -77,9 +76,10 @@ class WeightSender:
         """Broadcast the snapshot to the epoch's members, and digest it while they digest what they received; the digest
         (`transport.checksum`). Call it in a thread.
 
+        After any error the group is dropped, so that the members that wait in it see its end at once.
+
         Raises:
-            RuntimeError: a member died or missed the deadline; the group is dropped, so that the members that wait in it
-                see its end at once.
+            RuntimeError: a member died or missed the deadline.
         """
         with self._busy:
             if self._address is None or self._store is None:
@@ -88,12 +88,12 @@ class WeightSender:
                 if self._group is None:
                     self._group = transport.make_group(self._store, self._address, 0, self._host)
                 transport.broadcast(self._group, self._buckets)
-            except RuntimeError:
+                if self._checksum is None:
+                    self._checksum = transport.checksum(self._buckets)
+                return self._checksum
+            except Exception:
                 self.close_group()
                 raise
-            if self._checksum is None:
-                self._checksum = transport.checksum(self._buckets)
-            return self._checksum
 
     def close_group(self) -> None:
         group, self._group, self._store, self._address = self._group, None, None, None

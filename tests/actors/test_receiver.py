@@ -45,19 +45,19 @@ def receiving_threads(version: int) -> list[threading.Thread]:
 @pytest.fixture
 def sender() -> Iterator[WeightSender]:
     sender = WeightSender("gloo", HOST, SECONDS)
-    sender.snapshot(1, weights(0.5))
     yield sender
     sender.close_group()
 
 
-def manifest_of(sender: WeightSender) -> WeightManifest:
-    assert sender.manifest is not None
-    return sender.manifest
+@pytest.fixture
+def manifest(sender: WeightSender) -> WeightManifest:
+    """Of the snapshot that the sender begins with."""
+    return sender.snapshot(1, weights(0.5))
 
 
-def test_the_weights_are_staged_under_their_names_and_taken_once(sender):
+def test_the_weights_are_staged_under_their_names_and_taken_once(sender, manifest):
     receiver = receiver_in(sender.open_group(2))
-    receiver.receive(manifest_of(sender))
+    receiver.receive(manifest)
     sent = sender.send()
     status = settled(receiver)
     assert (status.state, status.version, status.checksum) == (StagingState.READY, 1, sent)
@@ -79,7 +79,7 @@ def test_the_next_version_comes_over_the_same_group(sender):
         receiver.take()
 
 
-def test_bytes_that_change_on_their_way_have_another_digest_than_the_senders(sender, monkeypatch):
+def test_bytes_that_change_on_their_way_have_another_digest_than_the_senders(sender, manifest, monkeypatch):
     broadcast = transport.broadcast
 
     def broadcast_and_garble(group: transport.Group, buckets: Sequence[torch.Tensor]) -> None:
@@ -89,7 +89,7 @@ def test_bytes_that_change_on_their_way_have_another_digest_than_the_senders(sen
 
     monkeypatch.setattr(transport, "broadcast", broadcast_and_garble)
     receiver = receiver_in(sender.open_group(2))
-    receiver.receive(manifest_of(sender))
+    receiver.receive(manifest)
     sent = sender.send()
     assert settled(receiver).checksum not in (None, sent)
 
@@ -114,9 +114,46 @@ def test_a_sender_that_is_not_there_fails_the_transfer_within_the_deadline():
     assert settled(receiver).state is StagingState.FAILED
 
 
-def test_an_aborted_transfer_is_forgotten_even_when_its_bytes_still_arrive(sender):
+def test_an_error_of_any_kind_fails_the_transfer_with_its_reason(sender, manifest, monkeypatch):
+    def make_group(*arguments: object) -> transport.Group:
+        raise ImportError("this torch was built without NCCL")
+
     receiver = receiver_in(sender.open_group(2))
-    receiver.receive(manifest_of(sender))
+    monkeypatch.setattr(transport, "make_group", make_group)
+    receiver.receive(manifest)
+    status = settled(receiver)
+    assert (status.state, status.error) == (StagingState.FAILED, "ImportError: this torch was built without NCCL")
+    with pytest.raises(RuntimeError, match="no complete weights are staged"):
+        receiver.take()
+
+
+class BrokenGroup:
+    """A group whose broadcast fails for a reason that is not the network's."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> None:
+        raise AttributeError("no broadcast")
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_after_an_error_of_any_kind_the_members_do_not_wait_for_the_sender(sender, manifest, monkeypatch):
+    group = BrokenGroup()
+    monkeypatch.setattr(transport, "make_group", lambda *arguments: group)
+    sender.open_group(2)
+    with pytest.raises(AttributeError, match="no broadcast"):
+        sender.send()
+    assert group.aborted
+    with pytest.raises(RuntimeError, match="call open_group first"):
+        sender.send()
+
+
+def test_an_aborted_transfer_is_forgotten_even_when_its_bytes_still_arrive(sender, manifest):
+    receiver = receiver_in(sender.open_group(2))
+    receiver.receive(manifest)
     (thread,) = receiving_threads(1)
     receiver.abort()
     assert receiver.status() == StagingStatus(StagingState.IDLE, None, 0.0, None, None)
@@ -127,9 +164,9 @@ def test_an_aborted_transfer_is_forgotten_even_when_its_bytes_still_arrive(sende
         receiver.take()
 
 
-def test_a_late_thread_of_an_aborted_transfer_does_not_touch_the_next_one(sender):
+def test_a_late_thread_of_an_aborted_transfer_does_not_touch_the_next_one(sender, manifest):
     receiver = receiver_in(sender.open_group(2))
-    receiver.receive(msgspec.structs.replace(manifest_of(sender), version=0))
+    receiver.receive(msgspec.structs.replace(manifest, version=0))
     (late,) = receiving_threads(0)
     receiver.abort()
     new = WeightSender("gloo", HOST, SECONDS)
@@ -144,14 +181,14 @@ def test_a_late_thread_of_an_aborted_transfer_does_not_touch_the_next_one(sender
     new.close_group()
 
 
-def test_a_late_joiner_receives_in_an_epoch_of_its_own_and_then_with_the_others(sender):
+def test_a_late_joiner_receives_in_an_epoch_of_its_own_and_then_with_the_others(sender, manifest):
     early, late = receiver_in(sender.open_group(2)), StagedReceiver(torch.device("cpu"), HOST)
-    early.receive(manifest_of(sender))
+    early.receive(manifest)
     sender.send()
     assert settled(early).state is StagingState.READY
     early.take()
     late.join(sender.open_group(2), 1)
-    late.receive(manifest_of(sender))
+    late.receive(manifest)
     assert sender.send() == settled(late).checksum
     late.take()
     manifest = sender.snapshot(2, weights(0.25))
@@ -163,13 +200,13 @@ def test_a_late_joiner_receives_in_an_epoch_of_its_own_and_then_with_the_others(
     assert [settled(receiver).checksum for receiver in (early, late)] == [sent] * 2
 
 
-def test_receiving_is_refused_before_an_epoch_is_joined_and_while_it_is_under_way(sender):
+def test_receiving_is_refused_before_an_epoch_is_joined_and_while_it_is_under_way(sender, manifest):
     receiver = StagedReceiver(torch.device("cpu"), HOST)
     with pytest.raises(RuntimeError, match="receive before join"):
-        receiver.receive(manifest_of(sender))
+        receiver.receive(manifest)
     receiver.join(sender.open_group(2), 1)
-    receiver.receive(manifest_of(sender))
+    receiver.receive(manifest)
     with pytest.raises(RuntimeError, match="version 1 are still being received"):
-        receiver.receive(manifest_of(sender))
+        receiver.receive(manifest)
     sender.send()
     assert settled(receiver).state is StagingState.READY

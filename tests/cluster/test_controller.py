@@ -74,27 +74,34 @@ async def test_a_report_that_cannot_be_written_does_not_hide_how_the_run_ended(r
 
 
 class Warming(Controller):
-    """A run whose base model is scored only once the warm start is over; what happens is noted in `order`."""
+    """A run up to its first step; what happens is noted in `order`. Side by side with the warm start, the base model is
+    scored only once that is over."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, take_turns: bool = False, failure: Exception | None = None) -> None:
         settings = WarmStartSection(data=run.folder.path, epochs=2, batch_size=2, learning_rate=1e-4)
-        job = run.job.model_copy(update={"warm_start": settings})
+        placement = run.job.placement.model_copy(update={"take_turns": take_turns})
+        job = run.job.model_copy(update={"warm_start": settings, "placement": placement})
         prepared: Any = SimpleNamespace(job=job, held_out=None, warm_start=[1, 2, 3])
         fleet: Any = self
         super().__init__(prepared, fleet, run.folder, run.recorder)
         self.order: list[str] = []
         self.learner = self
         self._warm = asyncio.Event()
+        self._failure = failure
+        if take_turns:
+            self._warm.set()
 
     async def begin(self) -> None:
         await self._begin()
 
     async def _evaluate(self, label: str, step: int) -> None:
         if label == "before":
-            await asyncio.wait_for(self._warm.wait(), 10)
+            await self._waits.until(asyncio.wait_for(self._warm.wait(), 10))
         self.order.append(f"scored {label}")
 
     async def supervised_step(self, examples: list[int], learning_rate: float) -> float:
+        if self._failure is not None:
+            raise self._failure
         self.order.append(f"learned {examples}")
         return 1.0
 
@@ -116,3 +123,17 @@ async def test_the_warm_start_and_the_base_models_score_do_not_wait_for_each_oth
     learned = ["learned [1, 2]", "learned [3]"] * 2
     assert warming.order == [*learned, "scored before", "snapshot 0", "scored warm"]
     assert "warm start: epoch 2/2, loss 1.000 nats a token" in run.output.getvalue()
+
+
+async def test_where_the_pools_take_turns_the_warm_start_comes_after_the_base_models_score(run):
+    warming = Warming(run, take_turns=True)
+    await warming.begin()
+    assert warming.order[:2] == ["scored before", "learned [1, 2]"]
+    assert warming.order[-2:] == ["snapshot 0", "scored warm"]
+
+
+async def test_a_warm_start_that_fails_ends_the_run_while_the_base_model_is_scored(run):
+    warming = Warming(run, failure=PoolFailed("learner-0 is lost"))
+    with pytest.raises(PoolFailed, match="learner-0 is lost"):
+        await warming.begin()
+    assert warming.order == []

@@ -1,10 +1,12 @@
 """What an evaluation makes of its groups, and what it does when a generator or a check fails."""
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -20,6 +22,8 @@ from headrace.cluster.evaluation import (
 )
 from headrace.cluster.prompt_source import PromptFormat
 from headrace.cluster.queue_actor import ATTEMPTS
+from headrace.cluster.report import write_report
+from headrace.cluster.run_folder import RunFolder
 from headrace.verifiers.base import not_run, scored
 from headrace.verifiers.records import (
     Completion,
@@ -59,6 +63,7 @@ class Generator:
         self.asked: list[str] = []
         self.failed: list[str] = []
         self.mends = False  # a fault happens once
+        self.version = 0
 
     async def _slots(self) -> int:
         return 4
@@ -85,26 +90,34 @@ class Generator:
 
 
 class Serving:
-    """A rollout pool whose members that are not failed serve."""
+    """A rollout pool whose members that are not failed serve; `spare` comes when one more is waited for."""
 
     def __init__(self, *members: Generator) -> None:
-        self.members = members
+        self.members = list(members)
+        self.spare: list[Generator] = []
 
     @property
     def serving(self) -> list[Generator]:
         return [member for member in self.members if not member.failed]
 
     async def wait_serving(self, count: int, deadline_seconds: float) -> None:
-        if len(self.serving) < count:
-            raise TimeoutError("no member serves")
+        while len(self.serving) < count:
+            if not self.spare:
+                raise TimeoutError("no member serves")
+            self.members.append(self.spare.pop())
 
 
 async def evaluate(
-    *members: Generator, lease_seconds: float = SECONDS, cancel: Callable[[Any], None] = lambda call: None
+    *members: Generator,
+    spare: Sequence[Generator] = (),
+    lease_seconds: float = SECONDS,
+    cancel: Callable[[Any], None] = lambda call: None,
 ) -> EvaluationResult:
     evaluator = Evaluator(TenPrompts(), None, SAMPLES, Sampling(max_tokens=4), lease_seconds, cancel)  # type: ignore[arg-type]
+    pool = Serving(*members)
+    pool.spare = list(spare)
     async with asyncio.timeout(SECONDS):
-        return await evaluator.run(Serving(*members), lambda done, total: None)  # type: ignore[arg-type]
+        return await evaluator.run(pool, lambda done, total: None)  # type: ignore[arg-type]
 
 
 def record_of(result: EvaluationResult) -> Any:
@@ -158,6 +171,35 @@ async def test_prompts_of_a_generator_that_died_go_to_the_others(death: Exceptio
     assert not other.failed
 
 
+def at_version(name: str, version: int) -> Generator:
+    generator = Generator(name, lambda lease, index: GOOD)
+    generator.version = version
+    return generator
+
+
+async def test_a_generator_with_older_weights_is_not_asked():
+    behind, newest = at_version("behind", 6), at_version("newest", 7)
+    assert record_of(await evaluate(behind, newest)).scored_samples == 30
+    assert not behind.asked
+
+
+async def test_where_all_with_the_newest_weights_are_lost_another_one_is_waited_for():
+    behind, dying, late = at_version("behind", 6), at_version("dying", 7), at_version("late", 7)
+    dying.faults = {"0:3": RayActorError()}
+    assert record_of(await evaluate(behind, dying, spare=[late])).scored_samples == 30
+    assert dying.failed
+    assert "0:3" in late.asked
+    assert not behind.asked
+
+
+async def test_nobody_else_is_asked_where_no_other_one_with_the_newest_weights_comes():
+    behind, dying = at_version("behind", 6), at_version("dying", 7)
+    dying.faults = {"0:3": RayActorError()}
+    with pytest.raises(TimeoutError):
+        await evaluate(behind, dying)
+    assert not behind.asked
+
+
 async def test_a_prompt_that_fails_every_time_ends_the_run_with_the_error_and_costs_no_generator():
     generators = [Generator(name, lambda lease, index: GOOD) for name in ("a", "b")]
     for generator in generators:
@@ -193,6 +235,26 @@ def test_a_sample_is_kept_with_its_rows_answer(row, answer):
     layout = cast(PromptFormat, SimpleNamespace(text=lambda row: row["prompt"]))
     record = sample_record("after", 3, prompt, "g", completion, layout)
     assert (record.prompt, record.answer) == ("say a", answer)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "stop"),
+    [(not_run("timeout", message=""), StopReason.STOP), (GOOD, StopReason.ABORTED)],
+    ids=["its check did not run", "the engine gave it up"],
+)
+def test_a_sample_without_a_reward_has_none_in_the_runs_files_either(verdict, stop, tmp_path):
+    completion = Completion("a", [2], [0.0], [WeightSpan(3, 0, 1)], stop, verdict, 0.1)
+    layout = cast(PromptFormat, SimpleNamespace(text=lambda row: row["prompt"]))
+    record = sample_record("after", 3, Prompt(0, 1, [1], {"prompt": "say a"}), "g", completion, layout)
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_job('[job]\nname = "letters"\n')
+    folder.append_samples([record])
+    assert msgspec.json.decode(folder.samples.read_bytes())["reward"] is None
+    [read] = folder.read_samples()
+    assert math.isnan(read.reward)
+    assert verdict.kind in write_report(folder.path).read_text()
+    folder.close()
 
 
 def result(sampled: list[float], greedy: list[float]) -> EvaluationResult:

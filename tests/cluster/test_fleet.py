@@ -1,15 +1,18 @@
 """What connects the pools, with members that are no processes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import ray
+import structlog
 
 from headrace.actors.generator import GeneratorStatus
+from headrace.actors.member import MemberReport
 from headrace.actors.verification import WorkerStatus
 from headrace.cluster import fleet as module
 from headrace.cluster.errors import MemberUnfit
@@ -18,20 +21,15 @@ from headrace.cluster.job_file import load_job
 from headrace.cluster.members import HUNG_CHECK, HUNG_ENGINE_SECONDS, GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
-from headrace.cluster.run_records import MemberState, Pool
+from headrace.cluster.run_records import MemberState, Pool, QueueStatus
 from headrace.verifiers.base import Verifier, scored
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict
-from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeKind, until
+from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, Remote, until
+from tests.factories import queue_status
 
 TIMEOUT = 30.0
-
-
-class Remote:
-    """A method of an actor handle."""
-
-    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
-        self.remote = call
+NODE_ID = "1"
 
 
 class Handle:
@@ -152,6 +150,15 @@ async def test_a_generator_of_16_slots_holds_leases_that_fill_them_and_one_more_
     assert kind.inflight == {"rollout-0": leases}
 
 
+async def test_a_generator_that_is_gone_holds_no_leases():
+    kind = generator_kind(None, 8)
+    members = [generator(name, MemberState.STARTING) for name in ("rollout-0", "rollout-1")]
+    for member in members:
+        await kind.admit(member, set_state)
+    await kind.clean(members[0])
+    assert kind.inflight.keys() == {"rollout-1"}
+
+
 async def test_a_generator_that_is_being_attested_is_not_drained_although_its_last_group_has_ended():
     publisher = Publisher()
     kind = generator_kind(None, 8, publisher)
@@ -198,8 +205,59 @@ async def test_the_queue_is_told_who_is_attested_and_who_is_given_up_as_soon_as_
     assert told == [("rollout-1", 2), ("rollout-2",)]
 
 
+@pytest.mark.parametrize("leased", [None, 0, 3])
+async def test_a_version_on_its_way_is_logged_with_the_groups_that_are_being_generated_then(leased):
+    order: list[str] = []
+
+    async def status() -> QueueStatus:
+        order.append("status")
+        return queue_status(leased=leased)
+
+    async def set_generators(entries: dict[str, Any]) -> None:
+        order.append("set_generators")
+
+    async def publish(members: list[Member]) -> str:
+        order.append("publish")
+        return "report"
+
+    fleet = Fleet.__new__(Fleet)  # the pools of a whole one are of processes
+    fleet.rollout = SimpleNamespace(serving=[])  # type: ignore[assignment]
+    fleet.publisher = SimpleNamespace(version=4, publish=publish)  # type: ignore[assignment]
+    fleet.queue = None
+    if leased is not None:
+        fleet.queue = SimpleNamespace(status=Remote(status), set_generators=Remote(set_generators))
+    with structlog.testing.capture_logs() as lines:
+        assert await fleet.publish() == "report"
+    assert order == (["publish"] if leased is None else ["status", "publish", "set_generators"])
+    assert lines == [{"event": "publishing", "log_level": "info", "version": 4, "leased_groups": leased or 0}]
+
+
+class Closing:
+    """A pool that ends as it is told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.closed = False
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self.closed = True
+        if self.error is not None:
+            raise self.error
+
+
+async def test_every_pool_is_ended_and_every_error_of_it_is_raised_or_logged():
+    fleet = Fleet.__new__(Fleet)  # the pools of a whole one are of processes
+    pools = [Closing(KeyError("the first")), Closing(KeyError("the second")), Closing()]
+    fleet.rollout, fleet.verification, fleet.learner = pools  # type: ignore[assignment]
+    with structlog.testing.capture_logs() as lines, pytest.raises(KeyError, match="the first"):
+        await fleet.close()
+    assert all(pool.closed for pool in pools)
+    assert [line["error"] for line in lines] == ["KeyError('the second')"]
+
+
 def test_a_job_that_outgrows_the_cluster_is_refused_with_what_does_not_fit(letters_job, monkeypatch):
-    node = {"NodeManagerAddress": "node-1", "Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**40}}
+    node = {"NodeManagerAddress": "node-1", "NodeID": "1", "Alive": True, "Resources": {"CPU": 4.0, "memory": 2.0**40}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     job = load_job(letters_job)
     check_room(job, generators=1, workers=1)
@@ -207,6 +265,20 @@ def test_a_job_that_outgrows_the_cluster_is_refused_with_what_does_not_fit(lette
         check_room(job, generators=9, workers=1)
     with pytest.raises(UserError, match="no place for verification-"):
         check_room(job, generators=1, workers=99)
+
+
+class PlacedKind(FakeKind):
+    """Its members say which node they are on."""
+
+    def launch(self, name: str) -> FakeActor:
+        actor = super().launch(name)
+        start = actor.start.remote
+
+        async def placed() -> MemberReport:
+            return msgspec.structs.replace(await start(), node_id=NODE_ID)
+
+        actor.start = Remote(placed)
+        return actor
 
 
 class Shared:
@@ -218,7 +290,7 @@ class Shared:
         self.on_look: Callable[[], None] = lambda: None
         node = {
             "NodeManagerAddress": "here",
-            "NodeID": "1",
+            "NodeID": NODE_ID,
             "Alive": True,
             "Resources": {"CPU": 8.0, "memory": 2.0**40},
         }
@@ -229,7 +301,7 @@ class Shared:
         self.fleet = Fleet.__new__(Fleet)
         self.fleet._job = load_job(letters_job)
         self.events = Events()
-        self.rollout, self.verification = FakeKind(), FakeKind()
+        self.rollout, self.verification = PlacedKind(), PlacedKind()
         self.verification.pool = Pool.VERIFICATION
         self.fleet.rollout = self._pool(self.rollout)
         self.fleet.verification = self._pool(self.verification)
@@ -240,7 +312,7 @@ class Shared:
     def _available(self) -> dict[str, dict[str, float]]:
         self.looks += 1
         self.on_look()
-        return {"1": {"CPU": self.free}}
+        return {NODE_ID: {"CPU": self.free}}
 
 
 @pytest.fixture

@@ -59,9 +59,14 @@ def test_every_member_of_the_three_pools_is_a_bundle_with_its_own_resources():
 def test_a_pool_takes_the_nodes_that_carry_its_name_where_there_are_such_nodes():
     nodes = ray_nodes(
         [
-            {"Alive": True, "NodeManagerAddress": "a", "Resources": {"CPU": 8, "headrace_rollout": 1}},
-            {"Alive": True, "NodeManagerAddress": "b", "Resources": {"CPU": 8, "other": 1}},
-            {"Alive": False, "NodeManagerAddress": "c", "Resources": {"CPU": 800, "headrace_learner": 1}},
+            {"Alive": True, "NodeID": "1", "NodeManagerAddress": "a", "Resources": {"CPU": 8, "headrace_rollout": 1}},
+            {"Alive": True, "NodeID": "2", "NodeManagerAddress": "b", "Resources": {"CPU": 8, "other": 1}},
+            {
+                "Alive": False,
+                "NodeID": "3",
+                "NodeManagerAddress": "c",
+                "Resources": {"CPU": 800, "headrace_learner": 1},
+            },
         ]
     )
     assert [node.name for node in nodes] == ["a", "b"]
@@ -112,9 +117,14 @@ def test_what_is_free_is_what_is_left_and_what_is_given_back_on_the_same_node():
     ]
     available = {"1": {"CPU": 1.0}, "2": {"GPU": 1.0}}
     nodes = free_nodes(described, available)
-    assert nodes == [Node("a", {"CPU": 1}), Node("b", {"GPU": 1})]
-    released = [("a", {"CPU": 2.0}), ("b", {"CPU": 4.0}), ("a", {"CPU": 2.0}), ("c", {"CPU": 8.0})]
-    assert with_released(nodes, released) == [Node("a", {"CPU": 5}), Node("b", {"CPU": 4, "GPU": 1})]
+    assert nodes == [Node("a", {"CPU": 1}, "1"), Node("b", {"GPU": 1}, "2")]
+    released = [("1", {"CPU": 2.0}), ("2", {"CPU": 4.0}), ("1", {"CPU": 2.0}), ("3", {"CPU": 8.0})]
+    assert with_released(nodes, released) == [Node("a", {"CPU": 5}, "1"), Node("b", {"CPU": 4, "GPU": 1}, "2")]
+
+
+def test_what_is_given_back_is_given_to_the_node_that_had_it_and_not_to_another_of_its_address():
+    nodes = [Node("a", {"CPU": 1}, "1"), Node("a", {"CPU": 1}, "2")]
+    assert with_released(nodes, [("2", {"CPU": 3.0})]) == [Node("a", {"CPU": 1}, "1"), Node("a", {"CPU": 4}, "2")]
 
 
 def test_nodes_of_one_address_are_two_nodes():

@@ -48,7 +48,11 @@ def start(letters_job, run_driver):
     return start_run
 
 
-def test_a_run_trains_evaluates_checkpoints_and_exports(start, tmp_path):
+def test_a_run_warms_up_trains_evaluates_checkpoints_and_exports(start, letters_job, tmp_path):
+    examples = [{"prompt": f"say {index}", "completion": "abcdefgh"} for index in range(4)]
+    (letters_job.parent / "warm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+    with letters_job.open("a") as job:
+        job.write('[warm_start]\ndata = "warm.jsonl"\nepochs = 8\nlearning_rate = 3e-2\n')
     run = start()
     assert run.finish() == 0, run.output.read_text()[-3000:]
     assert [record.step for record in run.steps()] == [1, 2, 3]
@@ -59,8 +63,12 @@ def test_a_run_trains_evaluates_checkpoints_and_exports(start, tmp_path):
     assert len(trained) == len(set(trained)) == 12
     summary = json.loads(run.folder.summary.read_text())
     assert summary["steps"] == 3
-    assert summary["weight_syncs"] >= 3
-    assert summary["gain"]["sampled"]["low"] <= summary["gain"]["sampled"]["high"]
+    assert summary["weight_syncs"] == 4, "the warm start's, and one of each step"
+    before, warm, after = (summary[label]["sampled"]["reward"] for label in ("before", "warm", "after"))
+    assert warm > before, "the examples are letters, which is what the reward is for"
+    gain = summary["gain"]["sampled"]
+    assert gain["reward"] == pytest.approx(after - warm)
+    assert gain["low"] <= gain["high"]
     output = tmp_path / "from-the-checkpoint"
     headrace = Path(sys.executable).with_name("headrace")
     subprocess.run([headrace, "export", run.folder.path, "--output", output], check=True, capture_output=True)

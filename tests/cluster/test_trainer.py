@@ -359,21 +359,25 @@ class FakeController:
 
 
 class FakeRecorder:
-    def __init__(self) -> None:
+    def __init__(self, steps_done: int) -> None:
+        self.steps_done = steps_done
         self.events: list[str] = []
 
     def event(self, message: str) -> None:
         self.events.append(message)
 
 
-async def test_an_interrupt_stops_in_order_and_a_second_one_at_once():
-    controller, recorder = FakeController(), FakeRecorder()
+@pytest.mark.parametrize(
+    ("steps_done", "says"), [(0, "nothing is saved before the first step is done"), (3, "with a checkpoint")]
+)
+async def test_an_interrupt_stops_in_order_and_a_second_one_at_once(steps_done, says):
+    controller, recorder = FakeController(), FakeRecorder(steps_done)
     main = asyncio.create_task(asyncio.Event().wait())
     interrupt = on_interrupt(controller, recorder, main)
     interrupt()
     assert controller.stop_asked.is_set()
     assert main.cancelling() == 0
-    assert "once more to stop at once" in recorder.events[0]
+    assert recorder.events == [f"stopping after what is under way; {says}; once more to stop at once"]
     interrupt()
     await asyncio.wait({main}, timeout=5)
     assert main.cancelled()

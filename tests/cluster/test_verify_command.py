@@ -14,9 +14,10 @@ from headrace.actors import libnuma
 from headrace.cluster import cli, doctor, offline_verification
 from headrace.cluster.cli import main
 from headrace.cluster.doctor import Gpu, gpu_finding, libnuma_finding, packages, sandbox_findings
-from headrace.cluster.offline_verification import parse_assignments, read_input, score
+from headrace.cluster.offline_verification import FAULT_REASONS, parse_assignments, read_input, score
 from headrace.verifiers import UserError, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.layers import Layers
+from headrace.verifiers.worker_child import ChildFault
 
 REWARDS = """
 import os, time
@@ -40,6 +41,23 @@ def first_time_never(completion, row):
         open(marker, "w").close()
         raise KeyError("not yet")
     return 1.0
+
+def never_where_first_seen(completion, row):
+    marker = row.get("marker")
+    if marker is None:
+        return 1.0
+    if not os.path.exists(marker):
+        with open(marker, "w") as file:
+            file.write(str(os.getpid()))
+    with open(marker) as file:
+        if int(file.read()) == os.getpid():
+            raise KeyError("not here")
+    return 1.0
+
+def nowhere(completion, row):
+    with open(f"calls{completion}", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    raise KeyError("nowhere")
 
 def detailed(completion, row):
     return Verdict(VerdictKind.FAIL, 0.5, "[odd] reason", {"pid": os.getpid()})
@@ -139,6 +157,26 @@ def test_checks_that_do_not_run_are_told_by_row_and_by_the_exit_status(folder, c
 def test_a_check_that_did_not_run_is_offered_again(folder, called):
     rows = write(folder / "in.jsonl", {"completion": "x", "marker": str(folder / "marker")})
     assert called("verify", "rewards.py:first_time_never", rows)[0] == 0
+
+
+def test_a_check_that_did_not_run_is_offered_to_another_worker(folder, called):
+    given = [{"completion": "x", "marker": str(folder / f"marker{number}")} for number in range(6)]
+    rows = write(folder / "in.jsonl", *given)
+    assert called("verify", "rewards.py:never_where_first_seen", rows, "--workers", "2")[0] == 0
+
+
+def test_after_its_attempts_by_workers_in_turn_a_check_that_runs_nowhere_is_an_infra_error(folder, called):
+    rows = write(folder / "in.jsonl", *[{"completion": str(number)} for number in range(3)])
+    status, _, _ = called("verify", "rewards.py:nowhere", rows, "--output", "out.jsonl", "--workers", "2")
+    assert status == 1
+    assert [row["reason"] for row in read(folder / "out.jsonl")] == ["exception"] * 3
+    for number in range(3):
+        first, second, third = (folder / f"calls{number}").read_text().split()
+        assert first == third != second
+
+
+def test_every_fault_of_a_worker_has_a_reason():
+    assert set(FAULT_REASONS) == set(ChildFault)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,28 @@ async def test_a_publish_that_fails_beside_it_ends_a_wait(waiting):
         await waiting.until()
 
 
+async def test_work_beside_it_that_fails_ends_a_wait(waiting):
+    async def run() -> None:
+        async with waiting.waits.beside(fail(PoolFailed("learner-0 is lost")), "warm start"):
+            waiting.waits.request_stop()  # it would end the wait too, and hide why
+            await waiting.until()
+
+    with pytest.raises(PoolFailed, match="learner-0 is lost"):
+        await run()
+    await waiting.waits.until(asyncio.sleep(0))
+
+
+async def test_work_beside_a_block_that_is_left_early_is_over_with_it(waiting):
+    async def run() -> None:
+        async with waiting.waits.beside(waiting.endless(), "warm start"):
+            await asyncio.sleep(0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await run()
+    assert waiting.cancelled
+
+
 async def test_a_stop_ends_a_wait_by_which_nothing_is_lost_and_no_other(waiting):
     waiting.waits.request_stop()
     with pytest.raises(Stopped):

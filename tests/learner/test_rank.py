@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from headrace.learner import rank as rank_module
-from headrace.learner.advantages import group_advantages
+from headrace.learner.advantages import group_advantages, most_varied
 from headrace.learner.checkpoint import export_checkpoint
 from headrace.learner.losses import LossOptions
 from headrace.learner.policy import Policy, load_policy
@@ -181,6 +181,25 @@ def test_a_step_matches_the_formula_on_the_plain_model(rank: LearnerRank, llama_
     metrics = rank.train_step(groups, 1)
     assert metrics.trained_tokens == tokens
     assert metrics.grad_norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_step_trains_on_the_samples_of_a_group_that_vary_most_and_on_no_others(
+    rank: LearnerRank, llama_folder: Path, free_port: int
+):
+    groups = scenario.random_groups(1)
+    whole = rank.train_step(groups, 1)
+    rank.close()
+    other = start(scenario.settings_for(llama_folder, trained_samples=2), free_port)
+    few = other.train_step(groups, 1)
+    other.close()
+    trained = 0
+    for group in groups:
+        kept = [c for c in group.completions if c.verdict.kind != "infra_error"]
+        chosen = most_varied(torch.tensor([c.verdict.reward for c in kept]), 2)
+        trained += sum(len(kept[place].token_ids) for place in chosen)
+    assert few.trained_tokens == trained < whole.trained_tokens
+    assert few.learner_tokens < whole.learner_tokens
+    assert few.grad_norm > 0
 
 
 def test_a_batch_without_a_gradient_leaves_the_weights_alone(rank: LearnerRank):

@@ -9,9 +9,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from headrace.verifiers.instruction_table import INSTRUCTIONS
+from headrace.verifiers.instruction_table import INSTRUCTIONS, Argument
 from tests.verifiers.wild import WILD
 from tests.verifiers.wild_rewards import ACTIONS, DEADLY
+from tests.verifiers.wild_tools import EVERY_CALL, EVERY_ROWS
 
 CHECK_SECONDS = 1.0  # of one check, where the verifier has such an option
 
@@ -20,7 +21,7 @@ CHECK_SECONDS = 1.0  # of one check, where the verifier has such an option
 class Places:
     """What verifiers need of the tests' surroundings."""
 
-    folder: Path  # with rewards.py
+    folder: Path  # with rewards.py and every_tool.json
     judge_url: str
     score_model: Path
     dsn: Callable[[], str]  # of a PostgreSQL server; skips the test where there is none
@@ -145,6 +146,23 @@ _PARTS = [
 _WITH_FUNCTION = [*_PARTS, {"function": "rewards.py:score", "name": "own"}]
 
 
+def _argument(name: str, argument: Argument) -> Any:
+    """One that an instruction takes: every span starts at 1 and ends at 2."""
+    if argument.choices:
+        return argument.choices[0]
+    if argument.kind is int:
+        return 1 if name == "n_start" else 2
+    return ["a", "b"] if argument.kind is list else {"language": "de"}.get(name, "a")
+
+
+def _instructions(*names: str) -> dict[str, Any]:
+    taken = [INSTRUCTIONS[name] for name in names]
+    return {
+        "instruction_id_list": list(names),
+        "kwargs": [{name: _argument(name, each) for name, each in takes.items()} for takes in taken],
+    }
+
+
 def _function(name: str, **limits: Any) -> Callable[[Places], dict[str, Any]]:
     return lambda places: {"function": f"rewards.py:{name}", **limits}
 
@@ -189,10 +207,29 @@ SUBJECTS = {
         seconds=2.0,
         unjudged=frozenset({"starved"}),
     ),
+    "code-command": Subject(
+        "code",
+        row_of(tests=[{"stdin": "1\n", "stdout": "2"}]),
+        ["echo @", "```sh\nread x; echo $((x + @))\n```", "cat; kill -9 $$; @", "while :; do :; done; @"],
+        lambda places: {
+            "command": ["/bin/sh", "main.sh"],
+            "file_name": "main.sh",
+            "wall_seconds": 2.0,
+            "cpu_seconds": 1,
+        },
+        seconds=2.0,
+        unjudged=frozenset({"starved"}),
+    ),
     "instructions": Subject(
         "instructions",
         row_of(instruction_id_list=[name for name, arguments in INSTRUCTIONS.items() if not arguments]),
         ["@", "* @\n* @\n\nP.S. @", '"@"', "<<@>>\n\n***\n\n@ [a]", "@\na,b,@\n1,2,3", '{"a": "@"}'],
+        lambda places: {"timeout_seconds": CHECK_SECONDS},
+    ),
+    "instructions-given": Subject(
+        "instructions",
+        st.sampled_from([_instructions(*(name for name, arguments in INSTRUCTIONS.items() if arguments))]),
+        ["@", "a @ a b\n\n@ a\n***\n[a] a"],
         lambda places: {"timeout_seconds": CHECK_SECONDS},
     ),
     "database": Subject(
@@ -280,6 +317,12 @@ SUBJECTS = {
         TOOL_CALLS,
         CALLS,
         lambda places: {"timeout_seconds": CHECK_SECONDS, "form": "json", "allow_text": True},
+    ),
+    "tool_call-every": Subject(
+        "tool_call",
+        st.sampled_from(EVERY_ROWS[::-1]),
+        EVERY_CALL,
+        lambda places: {"timeout_seconds": CHECK_SECONDS, "schema_path": "every_tool.json"},
     ),
     "weighted_sum": Subject(
         "weighted_sum",

@@ -201,6 +201,60 @@ def test_a_test_that_is_wrong_is_an_infra_error(verifier):
     assert "NameError" in verdict.details["message"]
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def check(candidate):\n    for got, want in zip(map(candidate, [1, 2, 3]), [2, 3, 4]):\n        assert got == want",
+        "def check(candidate):\n    assert all(map(lambda n: candidate(n) == n + 1, [1, 2, 3]))",
+        "def check(candidate):\n    assert [*map(candidate, [1, 2])] in ([2, 3], [])",
+    ],
+)
+@pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration"])
+def test_code_cannot_end_the_loops_of_a_test(verifier, kind, test):
+    verdict = judge(verifier, f"def f(x): raise {kind}", entry_point="f", test=test)
+    assert (verdict.kind, verdict.reason) == (VerdictKind.FAIL, "exception")
+    assert judge(verifier, "def f(x): return x + 1", entry_point="f", test=test).kind is VerdictKind.PASS
+
+
+@pytest.mark.parametrize(
+    ("completion", "test"),
+    [
+        ("def f(xs):\n    xs.clear()\n    return xs", "def check(f):\n    xs = [3, 1]\n    assert f(xs) == sorted(xs)"),
+        ("def f(xs):\n    xs[:] = [0]\n    return 0", "def check(f):\n    xs = [3, 1]\n    assert f(xs) == max(xs)"),
+    ],
+)
+def test_code_cannot_change_what_its_answer_is_compared_with(verifier, completion, test):
+    assert judge(verifier, completion, entry_point="f", test=test).reason == "wrong_answer"
+
+
+@pytest.mark.parametrize(
+    ("gives", "test"),
+    [
+        ("True", "def check(candidate):\n    assert candidate(1) == 1"),
+        ("1", "def check(given):\n    for n in (1, 2):\n        assert True == given(n)"),
+        ("[1, (True, 2.5)]", "def check(candidate):\n    assert candidate(1) == [1, (1, 2.5)]"),
+        ("{'a': [False]}", "assert f(1) == {'a': [0]}"),
+    ],
+)
+def test_true_is_not_one_in_a_test_either_unless_asked(verifier, gives, test):
+    code = f"def f(x): return {gives}"
+    assert judge(verifier, code, entry_point="f", test=test).reason == "wrong_answer"
+    assert judge(CodeVerifier(exact_types=False), code, entry_point="f", test=test).kind is VerdictKind.PASS
+
+
+@pytest.mark.parametrize(
+    ("gives", "test"),
+    [
+        ("1.0", "def check(candidate):\n    assert candidate(1) == 1"),
+        ("True", "def check(candidate):\n    assert candidate(1)\n    assert candidate(1) == True != candidate(2) + 1"),
+        ("[True, None]", "def check(candidate):\n    assert candidate(1) == [True, None]"),
+        ("'a'", "def check(candidate, other=3):\n    assert candidate(1) == 'a' and not candidate(1) == other"),
+    ],
+)
+def test_what_is_right_passes_a_test_that_is_exact_about_booleans(verifier, gives, test):
+    assert judge(verifier, f"def f(x): return {gives}", entry_point="f", test=test).kind is VerdictKind.PASS
+
+
 def test_other_languages_run_by_a_command():
     if not probe().namespaces:
         pytest.skip("other programs need namespaces")

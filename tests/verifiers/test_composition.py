@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +115,38 @@ def test_a_part_that_does_not_run_makes_the_whole_an_infra_error(kind, verdicts)
     verdict = only(kind(parts(*verdicts)))
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "exception")
     assert (verdict.details["message"], verdict.details["where"]) == ("no such key", "rewards.py:3")
+
+
+@pytest.mark.parametrize("reward", [7.0, -3.0, float("nan"), "1"])
+@pytest.mark.parametrize("kind", [AllOf, WeightedSum, FirstApplicable])
+def test_a_part_whose_reward_is_none_is_an_infra_error(kind, reward):
+    verdict = only(kind(parts(Verdict(VerdictKind.PASS, reward, "odd"), GOOD)))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "bad_reward")
+
+
+@pytest.mark.parametrize("part", [0.5, None, Verdict(VerdictKind.PASS, 1.0, "odd", {"share": np.float64(1)})])
+@pytest.mark.parametrize("kind", [AllOf, WeightedSum, FirstApplicable])
+def test_a_part_without_a_sound_verdict_is_an_infra_error_that_names_it(kind, part):
+    verdict = only(kind(parts(part, GOOD)))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "bad_reward")
+    assert "Says" in verdict.details["message"]
+
+
+@pytest.mark.parametrize("reward", [np.float64(0.5), np.float32(0.5)])
+@pytest.mark.parametrize("kind", [WeightedSum, FirstApplicable])
+def test_a_parts_reward_may_be_a_number_of_numpys(kind, reward):
+    assert only(kind(parts(scored(reward, "half")))).reward == 0.5
+
+
+@pytest.mark.parametrize("kind", [AllOf, WeightedSum, FirstApplicable])
+def test_a_part_that_answers_with_another_number_of_verdicts_is_an_infra_error(kind):
+    class Miscounts(Says):
+        def verify_many(self, samples):
+            return [GOOD] * 3
+
+    verdicts = kind([Part("odd", Miscounts(GOOD))]).verify_many([Sample("a", {}), Sample("b", {})])
+    assert [verdict.reason for verdict in verdicts] == ["verdicts_missing"] * 2
+    assert all("Miscounts" in verdict.details["message"] for verdict in verdicts)
 
 
 def test_a_later_part_that_does_not_run_leaves_no_partial_reward():

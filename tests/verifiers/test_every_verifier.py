@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -18,13 +19,17 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, currently_in_test_context, given, note, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, find, given, note, settings
 from hypothesis import strategies as st
+from jsonschema_specifications import REGISTRY
 from safetensors.torch import load_file, save_file
 
 from headrace.verifiers import Sample, Verdict, VerdictKind, Verifier, VerifierSpec, build_verifier
+from headrace.verifiers.instruction_table import INSTRUCTIONS
 from headrace.verifiers.records import decode, encode
 from headrace.verifiers.registry import BUILT_IN
+from headrace.verifiers.schema_formats import FORMATS
+from headrace.verifiers.tool_schema import DIALECT
 from tests.verifiers import wild_rewards
 from tests.verifiers.subjects import (
     DETAILS_GIVEN,
@@ -37,6 +42,7 @@ from tests.verifiers.subjects import (
 )
 from tests.verifiers.wild import DEEP, HEAVY, JSON, ODD, completions, filled, places, replaced
 from tests.verifiers.wild_judge import GRADE, REPLIES, WildJudge, grade, wild_judge
+from tests.verifiers.wild_tools import EVERY_KEYWORD, EVERY_TOOL
 
 SLACK_SECONDS = 10.0  # for a machine that is busy with other things; a hang is longer
 _LONGER = "HYPOTHESIS_EXAMPLES" in os.environ
@@ -71,6 +77,7 @@ def score_model(tiny_model, tmp_path_factory) -> Path:
 def built(request, judge, score_model, tmp_path_factory) -> Iterator[Callable[[Subject], Verifier]]:
     """The verifier of a subject, made once, as a job file names it."""
     folder = tmp_path_factory.mktemp("rewards")
+    (folder / "every_tool.json").write_text(json.dumps([EVERY_TOOL]))
     shutil.copy(wild_rewards.__file__, folder / "rewards.py")
     places = Places(folder, judge.url, score_model, lambda: request.getfixturevalue("postgres_dsn"))
     verifiers: dict[int, Verifier] = {}
@@ -118,10 +125,37 @@ def assert_sound(verdict: Verdict) -> None:
 def assert_judged(verdict: Verdict, subject: Subject) -> None:
     """No text makes the check of a right row an infra_error: a policy could hide in it."""
     assert verdict.kind is not VerdictKind.INFRA_ERROR or verdict.reason in subject.unjudged, verdict
+    if subject.verifier == "tool_call":  # which makes a fail of what the schema library raises
+        assert not any("raised" in call for call in verdict.details.get("calls", ())), verdict
 
 
 def test_no_registered_verifier_is_left_out():
     assert {subject.verifier for subject in SUBJECTS.values()} == set(BUILT_IN)
+
+
+def test_no_keyword_format_or_instruction_is_left_out():
+    vocabularies = [REGISTRY.contents(uri) for uri in REGISTRY if uri.startswith(DIALECT.replace("schema", "meta/"))]
+    keywords = {keyword for vocabulary in vocabularies for keyword in vocabulary["properties"]}
+    assert {"$dynamicRef", "contains", "unevaluatedItems", "format", "multipleOf"} < keywords
+    assert keywords - set(_keys(EVERY_KEYWORD)) == set()
+    assert set(FORMATS.checkers) <= set(EVERY_KEYWORD["properties"])
+    rows = [find(SUBJECTS[name].rows, lambda row: True) for name in SUBJECTS if name.startswith("instructions")]
+    assert {each for row in rows for each in row["instruction_id_list"]} == set(INSTRUCTIONS)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_the_rows_that_are_called_right_are(built, name):
+    subject = SUBJECTS[name]
+    if "bad_row" not in subject.unjudged:
+        row = find(subject.rows, lambda row: True)
+        assert built(subject).check_row(row) is None
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

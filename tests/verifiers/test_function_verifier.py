@@ -46,6 +46,7 @@ NO_REWARDS = [
     Verdict(VerdictKind.FAIL, 2.0, "x"),
     np.float32(2),
     np.str_("1"),
+    10**400,
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.verifiers import Sample, UserError, VerdictKind
 from headrace.verifiers.confinement import require_confinement
-from headrace.verifiers.limited_process import LimitedProcess, LimitedProcessError, Limits
+from headrace.verifiers.limited_process import CheckLimits, LimitedProcess, LimitedProcessError
 
 CHECKS = """
 import ctypes, os, select, signal, socket, subprocess, sys, threading
@@ -95,7 +95,7 @@ def checks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def process(checks):
-    process = LimitedProcess(checks, {}, Limits(cpu_seconds=0.3, wall_seconds=3, memory_bytes=64 << 20))
+    process = LimitedProcess(checks, {}, CheckLimits(cpu_seconds=0.3, wall_seconds=3, memory_bytes=64 << 20))
     yield process
     process.close()
 
@@ -171,7 +171,7 @@ def test_a_check_that_fails_by_itself_is_an_infra_error(process, ending, reason)
 
 
 def test_a_check_that_waits_without_computing_is_not_the_samples_fault(checks):
-    process = LimitedProcess(checks, {}, Limits(wall_seconds=0.3))
+    process = LimitedProcess(checks, {}, CheckLimits(wall_seconds=0.3))
     verdict = verify(process, "wait")
     process.close()
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "verifier_died")
@@ -217,7 +217,7 @@ def test_one_child_serves_sample_after_sample(process):
 
 def test_closing_leaves_no_process_and_no_descriptor(checks):
     before = len(os.listdir("/proc/self/fd"))
-    process = LimitedProcess(checks, {}, Limits())
+    process = LimitedProcess(checks, {}, CheckLimits())
     process.start()
     pid = process.pid
     process.close()
@@ -232,8 +232,8 @@ def test_a_killed_parent_leaves_no_child(checks, completion):
         import sys
         sys.path.append({sys.path[-1]!r})
         from headrace.verifiers import Sample
-        from headrace.verifiers.limited_process import LimitedProcess, Limits
-        process = LimitedProcess("{checks}", {{}}, Limits(cpu_seconds=1.0))
+        from headrace.verifiers.limited_process import LimitedProcess, CheckLimits
+        process = LimitedProcess("{checks}", {{}}, CheckLimits(cpu_seconds=1.0))
         process.start()
         print(process.pid, flush=True)
         process.verify_many([Sample("{completion}", {{}})])
@@ -250,11 +250,11 @@ def test_a_killed_parent_leaves_no_child(checks, completion):
 
 def test_a_check_that_does_not_load_says_why(checks):
     with pytest.raises(LimitedProcessError, match="ValueError: no such luck"):
-        LimitedProcess(checks, {"fails": True}, Limits()).start()
+        LimitedProcess(checks, {"fails": True}, CheckLimits()).start()
 
 
 def test_a_check_that_dies_while_loading_is_an_infra_error_with_its_last_words(checks):
-    verdict = verify(LimitedProcess(checks, {"dies": True}, Limits()), "hello")
+    verdict = verify(LimitedProcess(checks, {"dies": True}, CheckLimits()), "hello")
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "verifier_failed")
     assert "status 7" in verdict.details["message"]
     assert "out of luck" in verdict.details["message"]
@@ -262,14 +262,14 @@ def test_a_check_that_dies_while_loading_is_an_infra_error_with_its_last_words(c
 
 def test_a_child_that_cannot_be_started_is_an_infra_error(checks, monkeypatch):
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    verdict = verify(LimitedProcess(checks, {}, Limits()), "hello")
+    verdict = verify(LimitedProcess(checks, {}, CheckLimits()), "hello")
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "verifier_failed")
     assert "/nowhere/python" in verdict.details["message"]
 
 
 def test_a_host_without_confinement_is_refused_by_name(checks):
     with pytest.raises(UserError, match=r"`sandbox = true` needs luck; .* `sandbox = false`"):
-        LimitedProcess(checks, {"lacks": "luck"}, Limits()).start()
+        LimitedProcess(checks, {"lacks": "luck"}, CheckLimits()).start()
 
 
 def test_a_filter_that_does_not_hold_is_noticed():

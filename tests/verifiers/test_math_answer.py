@@ -223,6 +223,10 @@ def test_a_base_that_gold_lacks_is_another_number(verifier):
         (r"\boxed{42} cm", "text_after"),
         (r"\boxed{42}. 41", "text_after"),
         (r"If $n$ is even, \boxed{42}.", "hedged"),
+        (r"So \boxed{42 \text{ when even}}.", "hedged"),
+        (r"So $\boxed{42 \text{ oder dreizehn}}$", "hedged"),
+        (r"So \boxed{\text{odd case} = 42}", "several_answers"),
+        (r"So \boxed{42 \text{ apples}}.", "match"),
         ("The answer is 42.", "no_answer"),
     ],
 )

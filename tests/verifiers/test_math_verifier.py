@@ -455,7 +455,9 @@ def test_a_quantity_is_a_number_and_its_unit(text, value, unit):
     assert quantity is None or quantity.unit == unit
 
 
-@pytest.mark.parametrize("module", ["math_answer", "math_form", "math_quantity"])
+@pytest.mark.parametrize(
+    "module", ["math_answer", "math_form", "math_quantity", "math_inside", "math_names", "math_interval"]
+)
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"headrace.verifiers.{module}"))
     assert (result.attempted > 0, result.failed) == (True, 0)

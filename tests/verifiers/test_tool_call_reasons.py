@@ -161,6 +161,24 @@ def test_reason(verifier, reason, completion):
         ("match", call("hang_up"), [{"name": "hang_up", "arguments": {}}]),
         ("match", "I cannot do that.", []),
         ("extra_call", RIGHT, []),
+        ("match", "I love {curly} braces.", []),
+        ("match", "{curly} braces, I love them.", []),
+        ("match", "[1] says so, and [note] as well.", []),
+        ("match", 'Your data: {"day": "2026-03-01"}', []),
+        ("match", "{" * 1000, []),
+        ("malformed_call", RIGHT[:-1], []),
+        ("malformed_call", "So: " + RIGHT[:-1], []),
+        ("malformed_call", "So: " + RIGHT.replace('"', "'"), []),
+        ("malformed_call", 'So: {name: "table", arguments: {}}', []),
+        ("malformed_call", "So: " + wrapped("{}")[:-1], []),
+        ("malformed_call", '{"tool": "table"}', []),
+        ("malformed_call", '{"tool": "table", "input": {', []),
+        ("malformed_call", f'So: {{"call": {RIGHT}}}', []),
+        ("malformed_call", "<tool_call>table(party=4)</tool_call>", []),
+        ("malformed_call", "[] <tool_call>table(party=4)</tool_call>", []),
+        ("extra_text", f"[] {RIGHT}", []),
+        ("extra_call", json.dumps({"tool_calls": []}) + RIGHT, []),
+        ("malformed_call", json.dumps({"content": f"So: {RIGHT}", "tool_calls": []}), []),
     ],
 )
 def test_reason_against_other_answers(verifier, reason, completion, answer):
@@ -284,7 +302,23 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
         ("malformed_call", RIGHT + ' or {"name": "cancel", "argum'),
         ("malformed_call", tagged(RIGHT) + " " + call("cancel", id="7")),
         ("extra_call", call("cancel", id="7") + " " + tagged(RIGHT)),
-        ("malformed_call", RIGHT + "{" * 1000),
+        ("malformed_call", RIGHT + '{"' * 1000),
+        ("match", RIGHT + "{" * 1000),
+        ("match", "In {short}: " + RIGHT),
+        ("match", "{In short}: " + RIGHT),
+        ("match", "[note] " + RIGHT),
+        ("match", r"As \frac{1}{2} + {1} = {x | x > 0}, " + tagged(RIGHT)),
+        ("match", "{In short}: " + tagged(RIGHT)),
+        ("match", 'Of {"day": 1}: ' + RIGHT),
+        ("match", '{"day": 1} it is: ' + RIGHT),
+        ("match", "for {'name': 'Dana', 'party': 4}: " + RIGHT),
+        ("malformed_call", RIGHT[:-1] + " or rather " + RIGHT),
+        ("malformed_call", "So: " + RIGHT[:-1] + " or rather " + RIGHT),
+        ("malformed_call", "So: " + RIGHT.replace('"', "'") + " or rather " + RIGHT),
+        ("malformed_call", "So: " + wrapped("{}").replace("}", "", 1) + RIGHT),
+        ("malformed_call", f'So: {{"call": {RIGHT}}}, or rather {RIGHT}'),
+        ("code_fence", f"{{x}} <tool_call>```json\n{RIGHT}\n```</tool_call>"),
+        ("malformed_call", f"{{x}} <tool_call>{RIGHT}"),
         ("extra_call", RIGHT + " {see above} " + call("cancel", id="7")),
         ("extra_call", f"[{RIGHT}] {RIGHT}"),
         ("match", RIGHT + ' {see above}, as {"a": 1}'),
@@ -298,6 +332,25 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
 def test_no_second_call_hides_in_allowed_text(tools_file, reason, completion):
     verifier = ToolCallVerifier(tools_file, sandbox=False, allow_text=True)
     assert verifier.verify(Sample(completion, {"answer": [GOLD]})).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("form", "completion", "reason"),
+    [
+        ("hermes", RIGHT, "malformed_call"),
+        ("hermes", f"[{RIGHT}]", "malformed_call"),
+        ("hermes", f"So: {wrapped('{}')}", "malformed_call"),
+        ("hermes", RIGHT[:-1], "malformed_call"),
+        ("hermes", "I love {curly} braces.", "match"),
+        ("hermes", 'Your data: {"day": 1}', "match"),
+        ("json", tagged(RIGHT), "extra_text"),
+        ("json", "<tool_call>table(party=4)</tool_call>", "malformed_call"),
+        ("json", "I love {curly} braces.", "match"),
+    ],
+)
+def test_a_call_in_another_form_is_not_none(tools_file, form, completion, reason):
+    verifier = ToolCallVerifier(tools_file, sandbox=False, form=form)
+    assert verifier.verify(Sample(completion, {"answer": []})).reason == reason
 
 
 @pytest.mark.parametrize(("form", "completion"), [("hermes", RIGHT), ("json", tagged(RIGHT))])
@@ -320,7 +373,12 @@ def test_one_form_does_not_accept_the_other(tools_file, form, completion):
         ({"answer_alternatives": [{"tabel": {"party": [4]}}]}, "unknown_tool"),
         ({"answer_alternatives": [{"table": {"party": [4]}}]}, "missing_argument"),
         ({"answer": {"name": "table", "arguments": {"date": object()}}}, "not JSON"),
+        ({"answer": {"name": "table", "arguments": {"party": 10**5000}}}, "not JSON"),
+        ({"answer": {"name": "table", "arguments": {"party": float("nan")}}}, "not JSON"),
         ({"tools": [{"name": object()}]}, "`tools`"),
+        ({"tools": [{"name": "f", "parameters": {"properties": {"n": {"multipleOf": float("inf")}}}}]}, "not JSON"),
+        ({"tools": [{"name": "f", "parameters": {"minProperties": 10**5000}}]}, "not JSON"),
+        ({"tools": [{"name": "f", "parameters": {"properties": {"n": {"pattern": "a{99999999999}"}}}}]}, "tool 1 (f)"),
         ({"tools": "all"}, "`tools`: the tools are str"),
         ({"tools": [{"name": "f", "parameters": {"type": "nothing"}}]}, "tool 1 (f)"),
     ],
@@ -338,3 +396,15 @@ def test_a_good_row_is_not_complained_of(verifier):
     assert verifier.check_row({"answer": [GOLD], "answer_alternatives": [[CANCEL]]}) is None
     assert verifier.check_row({"prompt": "no gold"}) is None
     assert "no `schema_path`" in ToolCallVerifier(sandbox=False).check_row({})
+
+
+def test_a_value_that_the_check_raises_over_is_told_with_the_exceptions_name(monkeypatch, verifier):
+    def raising(*arguments):
+        raise ZeroDivisionError("of the library")
+
+    row = {"tools": [{"name": "f", "parameters": {"properties": {"n": {"format": "regex"}}}}]}
+    monkeypatch.setattr("headrace.verifiers.schema_formats.to_python", raising)
+    verdict = verifier.verify(Sample(call("f", n="a"), row))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.FAIL, "invalid_argument")
+    assert verdict.details["calls"][0]["raised"] == "ZeroDivisionError"
+    assert "ZeroDivisionError" in verifier.check_row({**row, "answer": {"name": "f", "arguments": {"n": "a"}}})

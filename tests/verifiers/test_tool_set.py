@@ -16,6 +16,9 @@ def tool(parameters, name="f"):
     return [{"name": name, "parameters": parameters}]
 
 
+CHAIN = {**{str(link): {"$ref": f"#/$defs/{link + 1}"} for link in range(2000)}, "2000": {}}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -30,6 +33,17 @@ def tool(parameters, name="f"):
         (json.dumps(tool({"type": "array"})), "always an `object`"),
         (json.dumps(tool({"properties": {"a": {"type": "int"}}})), r"not a JSON Schema at \$.properties.a"),
         (json.dumps(tool({"properties": {"a": {"pattern": "("}}})), "not a JSON Schema"),
+        (json.dumps(tool({"properties": {"a": {"pattern": "a{99999999999}"}}})), r"not a JSON Schema at \$.*pattern"),
+        (
+            json.dumps(tool({"properties": {"a": {"pattern": "(" * 2000 + ")" * 2000}}})),
+            r"not a JSON Schema at \$.*pattern",
+        ),
+        (
+            json.dumps(tool({"patternProperties": {"a{99999999999}": {}}})),
+            r"not a JSON Schema at \$.*patternProperties",
+        ),
+        (json.dumps(tool({"patternProperties": {"(?<n>a)": {}, "(?<n>b)": {}}})), r"`patternProperties`.*group name"),
+        (json.dumps(tool({"$ref": "#/$defs/0", "$defs": CHAIN})), "nested too deeply"),
         (json.dumps(tool({"properties": {"a": {"$ref": "#/$defs/b"}}})), "leads nowhere"),
         (json.dumps(tool({"$ref": "https://example.org/schema"})), "leads nowhere"),
         (json.dumps(tool({"$schema": "http://json-schema.org/draft-07/schema#"})), r"\$schema"),
@@ -82,6 +96,69 @@ def test_a_missing_argument_goes_before_an_extra_one_and_that_before_a_type():
 def test_an_unknown_tool_is_told_its_nearest_neighbour():
     tools = ToolSet.from_definitions(tool({}, name="book_table"), "here")
     assert "`book_table`" in tools.check(ToolCall("book_tabel", {})).message
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "reason"),
+    [
+        ({"multipleOf": 0.01}, 1e300, ""),
+        ({"multipleOf": 0.01}, 1e30, ""),
+        ({"multipleOf": 0.01}, 2**63, ""),
+        ({"multipleOf": 0.01}, 5e-324, "invalid_argument"),
+        ({"multipleOf": 0.01}, 1e22 + 0.005, ""),  # the double is 1e22
+        ({"multipleOf": 7}, 1e300, "invalid_argument"),
+        ({"multipleOf": 5e-324}, 1.7976931348623157e308, ""),
+        ({"multipleOf": 1e308}, 1, "invalid_argument"),
+        ({"multipleOf": 0.1}, 12345678901234567890, ""),
+        ({"format": "regex"}, "a{99999999999}", "invalid_argument"),
+        ({"format": "regex"}, "(" * 3000, "invalid_argument"),
+        ({"format": "regex"}, "(" * 3000 + ")" * 3000, "invalid_argument"),
+        ({"format": "regex"}, "a{3}", ""),
+    ],
+)
+def test_a_value_at_the_end_of_the_range_is_judged_and_raises_nothing(schema, value, reason):
+    check = ToolSet.from_definitions(tool({"properties": {"a": schema}}), "here").check(ToolCall("f", {"a": value}))
+    assert (check.reason, check.raised) == (reason, "")
+
+
+# Every level of a value costs the schema library this many calls of itself; it gives up at some depth.
+STAIRS = {
+    **{str(step): {"allOf": [{"$ref": f"#/$defs/{step + 1}"}]} for step in range(30)},
+    "30": {"properties": {"a": {"$ref": "#/$defs/0"}}},
+}
+
+
+def test_a_value_that_the_check_raises_over_is_invalid_and_the_exception_is_named():
+    tools = ToolSet.from_definitions(tool({"properties": {"a": {"$ref": "#/$defs/0"}}, "$defs": STAIRS}), "here")
+    assert tools.check(ToolCall("f", {"a": {"a": 1}})).reason == ""
+    value = 1
+    for _ in range(25):
+        value = {"a": value}
+    check = tools.check(ToolCall("f", {"a": value}))
+    assert (check.reason, check.raised, check.fitting) == ("invalid_argument", "RecursionError", 0.0)
+    assert "RecursionError" in check.message
+
+
+def test_a_shortage_of_memory_is_nobodys_invalid_argument(monkeypatch):
+    def short(*arguments):
+        raise MemoryError
+
+    tools = ToolSet.from_definitions(tool({"properties": {"a": {"format": "regex"}}}), "here")
+    monkeypatch.setattr("headrace.verifiers.schema_formats.to_python", short)
+    with pytest.raises(MemoryError):
+        tools.check(ToolCall("f", {"a": "b"}))
+
+
+def test_a_pattern_is_told_as_the_schema_has_it():
+    parameters = {
+        "properties": {"a": {"pattern": r"^\s\p{Lu}$"}},
+        "patternProperties": {r"^x.\d$": {}},
+        "additionalProperties": False,
+    }
+    tools = ToolSet.from_definitions(tool(parameters), "here")
+    assert repr(r"^\s\p{Lu}$") in tools.check(ToolCall("f", {"a": "b"})).message
+    assert repr(r"^x.\d$") in tools.check(ToolCall("f", {"b": 1})).message
+    assert tools.check(ToolCall("f", {"x-1": 1, "a": " Ä"})).reason == ""
 
 
 def test_formats_bind_only_where_asked():

@@ -14,7 +14,7 @@ from headrace.verifiers.database.options import DatabaseOptions
 from headrace.verifiers.database.postgres_process import PostgresProcess
 from headrace.verifiers.database.tasks import Dialect, parse_task
 from headrace.verifiers.errors import UserError, WrongOption
-from headrace.verifiers.limited_process import LimitedProcess, Limits
+from headrace.verifiers.limited_process import CheckLimits, LimitedProcess
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 
 _FIELDS = ("setup_sql", "gold_sql", "check", "dialect", "variants_sql")
@@ -105,7 +105,7 @@ class _Confined:
     """SQLite's check in a process that can do nothing but compute."""
 
     def __init__(self, options: DatabaseOptions) -> None:
-        limits = Limits(
+        limits = CheckLimits(
             cpu_seconds=2 * options.timeout_seconds + 1,  # gold's, the completion's, and to compare
             wall_seconds=max(30.0, 20 * options.timeout_seconds),
             memory_bytes=options.memory_bytes,

@@ -277,10 +277,14 @@ class _Candidate:
         if "value" not in answer:
             raise _exception(answer)
         value, after = answer["value"]
-        for argument, changed in zip(args, after, strict=True):
-            if changed is not None:
-                _change(argument, plain.unpack(changed))
-        return plain.unpack(value)
+        given = plain.unpack(value)
+        # Only a function that works in place hands its arguments back: one that answers could spoil what it is compared
+        # with, as `sorted(xs)` in a test is computed after the call.
+        if given is None:
+            for argument, changed in zip(args, after, strict=True):
+                if changed is not None:
+                    _change(argument, plain.unpack(changed))
+        return given
 
 
 def _change(argument: Any, now: Any) -> None:
@@ -291,10 +295,16 @@ def _change(argument: Any, now: Any) -> None:
         argument.update(now)
 
 
+_ENDS_ITERATION = (StopIteration, StopAsyncIteration)
+
+
 def _exception(answer: dict[str, Any]) -> Exception:
-    """What the function raised, as far as it is one of Python's own: a test may want it."""
+    """What the function raised, as far as it is one of Python's own: a test may want it.
+
+    Not what ends an iteration: in `zip(map(candidate, given), wanted)` it would end the test as if all were right.
+    """
     kind = getattr(builtins, str(answer.get("raised")), None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _ENDS_ITERATION):
         try:
             return kind(str(answer.get("message")))
         except TypeError:  # a few want more than a text

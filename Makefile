@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 # pip takes a CPU build of torch from PIP_FIND_LINKS where that is set; elsewhere PyTorch's own index has it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 UV := $(BIN)/python -m uv $(if $(MAKE_TERMOUT),,--quiet --no-progress)
+# A run is ten processes that import torch: where nothing may be kept of what is compiled, each compiles it anew.
+export PYTHONDONTWRITEBYTECODE :=
 FLOORS := cluster actors learner verifiers
 DEMO_RUN := runs/demo
 
@@ -32,7 +34,7 @@ demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve mi
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 
 test: lint types $(STAMP) ## lint, types, floors and every test
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff and the floors
 	@$(BIN)/ruff check .

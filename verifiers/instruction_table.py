@@ -154,7 +154,7 @@ def read_instruction(instruction_id: Any, given: Any) -> Instruction:
     values = {name: value for name, value in (given or {}).items() if value is not None}
     for name in values:
         if name not in takes:
-            raise WrongInstruction(f"`{instruction_id}` takes no argument `{name}`{nearest(name, takes)}")
+            raise WrongInstruction(f"`{instruction_id}` takes no argument `{name}`{nearest(str(name), takes)}")
     arguments = {}
     for name, argument in takes.items():
         if name not in values:

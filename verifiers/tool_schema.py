@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Self
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
@@ -55,12 +55,12 @@ def refuse_invalid(schema: dict[str, Any], place: str) -> None:
     except (Unresolvable, NoSuchResource) as error:
         reference = printable(str(error.ref))
         raise UserError(f"{place}: `$ref` {reference!r} leads nowhere; nothing is fetched from afar") from error
-    except _Loop as error:
-        raise UserError(f"{place}: `$ref` {printable(str(error))!r} leads back to itself") from error
+    except _WrongReference as error:
+        raise UserError(f"{place}: `$ref` {error}") from error
 
 
-class _Loop(Exception):
-    pass
+class _WrongReference(Exception):
+    """The message says which one, and where it leads."""
 
 
 def _refuse_clashing_patterns(schema: dict[str, Any], place: str) -> None:
@@ -73,7 +73,7 @@ def _refuse_clashing_patterns(schema: dict[str, Any], place: str) -> None:
 
 
 def _refuse_loops(schema: dict[str, Any]) -> None:
-    """Raises _Loop, and Unresolvable for a reference that leads nowhere."""
+    """Raises _WrongReference, and Unresolvable for a reference that leads nowhere."""
     nodes = {id(contents): (contents, resolver) for contents, resolver in _walk(schema)}
     settled: set[int] = set()
 
@@ -81,11 +81,13 @@ def _refuse_loops(schema: dict[str, Any]) -> None:
         if not isinstance(contents, dict) or id(contents) in settled:
             return
         if id(contents) in above:
-            raise _Loop(by)
+            raise _WrongReference(f"{printable(by)!r} leads back to itself")
         inside = above | {id(contents)}
         for key in ("$ref", "$dynamicRef"):
             if key in contents:
                 found = resolver.lookup(contents[key])
+                if id(found.contents) not in nodes:
+                    _refuse_no_schema(found.contents, contents[key])
                 visit(found.contents, found.resolver, inside, contents[key])
         for part in _same_value(contents):
             visit(part, nodes[id(part)][1] if id(part) in nodes else resolver, inside, by)
@@ -93,6 +95,15 @@ def _refuse_loops(schema: dict[str, Any]) -> None:
 
     for contents, resolver in nodes.values():
         visit(contents, resolver, frozenset(), "")
+
+
+def _refuse_no_schema(contents: Any, reference: str) -> None:
+    """A pointer may lead to where no keyword has a schema. Formats are left out: patterns are Python's by now."""
+    try:
+        Draft202012Validator.check_schema(contents, format_checker=FormatChecker(()))
+    except SchemaError as error:
+        told = printable(error.message)
+        raise _WrongReference(f"{printable(reference)!r} leads to what is no JSON Schema: {told}") from error
 
 
 def _same_value(schema: dict[str, Any]) -> Iterator[Any]:

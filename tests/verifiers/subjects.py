@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace.verifiers.instruction_table import INSTRUCTIONS, Argument
 from tests.verifiers.wild import WILD
 from tests.verifiers.wild_rewards import ACTIONS, DEADLY
-from tests.verifiers.wild_tools import EVERY_CALL, EVERY_ROWS
+from tests.verifiers.wild_tools import EVERY_CALL, EVERY_GOLD
 
 CHECK_SECONDS = 1.0  # of one check, where the verifier has such an option
 
@@ -210,7 +210,7 @@ SUBJECTS = {
     "code-command": Subject(
         "code",
         row_of(tests=[{"stdin": "1\n", "stdout": "2"}]),
-        ["echo @", "```sh\nread x; echo $((x + @))\n```", "cat; kill -9 $$; @", "while :; do :; done; @"],
+        ["@", "```sh\nread x; echo $((x + @))\n```", "echo @", "cat; kill -9 $$; @"],
         lambda places: {
             "command": ["/bin/sh", "main.sh"],
             "file_name": "main.sh",
@@ -320,7 +320,7 @@ SUBJECTS = {
     ),
     "tool_call-every": Subject(
         "tool_call",
-        st.sampled_from(EVERY_ROWS[::-1]),
+        row_of(answer=[EVERY_GOLD]),
         EVERY_CALL,
         lambda places: {"timeout_seconds": CHECK_SECONDS, "schema_path": "every_tool.json"},
     ),

@@ -134,8 +134,10 @@ def test_no_registered_verifier_is_left_out():
 
 
 def test_no_keyword_format_or_instruction_is_left_out():
-    vocabularies = [REGISTRY.contents(uri) for uri in REGISTRY if uri.startswith(DIALECT.replace("schema", "meta/"))]
-    keywords = {keyword for vocabulary in vocabularies for keyword in vocabulary["properties"]}
+    vocabularies = [
+        REGISTRY.contents(uri) for uri in REGISTRY if uri.startswith(DIALECT.removesuffix("schema") + "meta/")
+    ]
+    keywords = {keyword for each in vocabularies if isinstance(each, dict) for keyword in each["properties"]}
     assert {"$dynamicRef", "contains", "unevaluatedItems", "format", "multipleOf"} < keywords
     assert keywords - set(_keys(EVERY_KEYWORD)) == set()
     assert set(FORMATS.checkers) <= set(EVERY_KEYWORD["properties"])

@@ -395,16 +395,4 @@ def test_a_bad_row_is_an_infra_error(verifier):
 def test_a_good_row_is_not_complained_of(verifier):
     assert verifier.check_row({"answer": [GOLD], "answer_alternatives": [[CANCEL]]}) is None
     assert verifier.check_row({"prompt": "no gold"}) is None
-    assert "no `schema_path`" in ToolCallVerifier(sandbox=False).check_row({})
-
-
-def test_a_value_that_the_check_raises_over_is_told_with_the_exceptions_name(monkeypatch, verifier):
-    def raising(*arguments):
-        raise ZeroDivisionError("of the library")
-
-    row = {"tools": [{"name": "f", "parameters": {"properties": {"n": {"format": "regex"}}}}]}
-    monkeypatch.setattr("headrace.verifiers.schema_formats.to_python", raising)
-    verdict = verifier.verify(Sample(call("f", n="a"), row))
-    assert (verdict.kind, verdict.reason) == (VerdictKind.FAIL, "invalid_argument")
-    assert verdict.details["calls"][0]["raised"] == "ZeroDivisionError"
-    assert "ZeroDivisionError" in verifier.check_row({**row, "answer": {"name": "f", "arguments": {"n": "a"}}})
+    assert "no `schema_path`" in str(ToolCallVerifier(sandbox=False).check_row({}))

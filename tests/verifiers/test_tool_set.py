@@ -1,22 +1,25 @@
 import json
+import os
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.verifiers import ToolCallVerifier, UserError
+from headrace.verifiers import Sample, ToolCallVerifier, UserError, VerdictKind
 from headrace.verifiers.call_forms import ToolCall
 from headrace.verifiers.schema_formats import FORMATS
 from headrace.verifiers.schema_patterns import to_python
 from headrace.verifiers.tool_set import ToolSet
+from tests.verifiers.wild import HEAVY, JSON
+from tests.verifiers.wild_tools import KEYWORDS
 
 
 def tool(parameters, name="f"):
     return [{"name": name, "parameters": parameters}]
 
 
-CHAIN = {**{str(link): {"$ref": f"#/$defs/{link + 1}"} for link in range(2000)}, "2000": {}}
+CHAIN = {**{str(link): {"$ref": f"#/$defs/{link + 1}"} for link in range(1200)}, "1200": {}}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,11 @@ CHAIN = {**{str(link): {"$ref": f"#/$defs/{link + 1}"} for link in range(2000)},
         (json.dumps(tool({"$ref": "#/$defs/0", "$defs": CHAIN})), "nested too deeply"),
         (json.dumps(tool({"properties": {"a": {"$ref": "#/$defs/b"}}})), "leads nowhere"),
         (json.dumps(tool({"$ref": "https://example.org/schema"})), "leads nowhere"),
+        (
+            json.dumps(tool({"properties": {"a": {"$ref": "#/title"}}, "title": "x"})),
+            "'#/title' leads to what is no JSON Schema",
+        ),
+        (json.dumps(tool({"properties": {"a": {"$ref": "#/$defs"}}, "$defs": {"pattern": {}}})), "no JSON Schema"),
         (json.dumps(tool({"$schema": "http://json-schema.org/draft-07/schema#"})), r"\$schema"),
     ],
 )
@@ -139,6 +147,20 @@ def test_a_value_that_the_check_raises_over_is_invalid_and_the_exception_is_name
     assert "RecursionError" in check.message
 
 
+def test_the_verdict_names_the_exception_and_the_row_of_such_a_gold_call_is_refused(monkeypatch):
+    def raising(*arguments):
+        raise ZeroDivisionError("of the library")
+
+    verifier = ToolCallVerifier(sandbox=False)
+    row = {"tools": tool({"properties": {"a": {"format": "regex"}}})}
+    call = {"name": "f", "arguments": {"a": "b"}}
+    monkeypatch.setattr("headrace.verifiers.schema_formats.to_python", raising)
+    verdict = verifier.verify(Sample(json.dumps(call), row))
+    assert (verdict.kind, verdict.reason) == (VerdictKind.FAIL, "invalid_argument")
+    assert verdict.details["calls"][0]["raised"] == "ZeroDivisionError"
+    assert "ZeroDivisionError" in str(verifier.check_row({**row, "answer": call}))
+
+
 def test_a_shortage_of_memory_is_nobodys_invalid_argument(monkeypatch):
     def short(*arguments):
         raise MemoryError
@@ -194,7 +216,12 @@ def test_the_arguments_that_fit_are_a_share_of_all_that_are_given_or_required(pa
 
 # Texts near to what formats mean, so that checks get past their first letter.
 near = st.lists(
-    st.sampled_from([*"0123456789-:.+TZtzPYMDHSW/@#~%[]{}", "xn--", "\u0663", "\n", "\0", "\ud800", "\u302e", "ä"])
+    st.sampled_from(
+        [
+            *[*"0123456789-:.+TZtzPYMDHSW/@#~%[]{}", "xn--", "\u0663", "\n", "\0", "\ud800", "\u302e", "ä"],
+            *["a{99999999999}", "(" * 3_000, "9" * 5_000, "::"],
+        ]
+    )
 )
 texts = st.text(st.characters()) | near.map("".join)
 
@@ -204,6 +231,30 @@ def test_no_text_makes_a_format_raise_or_pass_with_a_line_end_behind_it(text, na
     FORMATS.conforms(text, name)
     if name not in ("regex", "json-pointer", "relative-json-pointer"):
         assert not FORMATS.conforms(text + "\n", name)
+
+
+@pytest.mark.parametrize("name", FORMATS.checkers)
+def test_texts_that_break_parsers_break_no_format(name):
+    for text in HEAVY.values():
+        FORMATS.conforms(text[:5_000], name)  # it is the depth that counts; more only takes time
+
+
+# Where a keyword's value is wrong it is refused; where it is right it judges whatever comes.
+keywords = st.dictionaries(
+    st.sampled_from([*KEYWORDS, "definitions", "dependencies"]), JSON | st.just({"a": {}}), max_size=3
+)
+addresses = st.sampled_from(["http://[", "urn:x", "#", "#/$defs/a", "x:y", "//[", "%", "", "#a", "http://[::1]/%zz#é"])
+
+
+@given(keywords | st.dictionaries(st.sampled_from(["$id", "$ref", "$dynamicRef", "$schema", "$anchor"]), addresses))
+@settings(max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "150")), deadline=None)
+def test_a_schema_is_refused_or_judges_every_value(schema):
+    try:
+        tools = ToolSet.from_definitions(tool({"properties": {"a": schema}, "$defs": {"a": schema}}), "here")
+    except UserError:
+        return
+    for value in (1e300, 5e-324, 2**63, "a{99999999999}", [1, 1.0, {}], {"a": [1]}, None):
+        assert tools.check(ToolCall("f", {"a": value})).raised == ""
 
 
 @given(

@@ -20,7 +20,7 @@ _KEYWORDS: dict[str, Any] = {
     "maximum": {"maximum": 1e300, "exclusiveMaximum": 2**63},
     "minimum": {"minimum": -1e300, "exclusiveMinimum": -5e-324},
     "maxLength": {"minLength": 1, "maxLength": 5},
-    "pattern": {"pattern": r"^(\p{L}|[^0-9a])*$|a{2,3}"},
+    "pattern": {"pattern": r"^[\p{L}\s]*$|a{2,3}"},
     "items": {
         "prefixItems": [{}, _TEXT],
         "items": {"multipleOf": 3},
@@ -69,6 +69,8 @@ EVERY_KEYWORD: dict[str, Any] = {
     },
     "properties": {**_KEYWORDS, **{name: {"format": name} for name in FORMATS.checkers}},
 }
+KEYWORDS = sorted({*EVERY_KEYWORD, *(keyword for each in _KEYWORDS.values() for keyword in each), "$anchor"})
+"""All that stand in it, but in what is nested deeper."""
 EVERY_TOOL = {"name": "every", "parameters": EVERY_KEYWORD}
 
 _EDGES = [
@@ -105,8 +107,8 @@ def _with_all(value: str) -> str:
 
 
 EVERY_CALL = [
-    '{"name": "every", "arguments": {"regex": "@", "pattern": "@", "iri": "@", "idn-hostname": "@", "$ref": "@"}}',
+    '{"name": "every", "arguments": {"pattern": "@", "iri": "@", "idn-hostname": "@", "$ref": "@", "@": 1}}',
     _with_all('"@"'),
     *map(_with_all, _EDGES),
 ]
-EVERY_ROWS: list[dict[str, Any]] = [{}, {"answer": [{"name": "every", "arguments": {"multipleOf": 1e300}}]}]
+EVERY_GOLD = {"name": "every", "arguments": {"multipleOf": 1e300, "regex": "(a|b)+"}}

@@ -29,7 +29,7 @@ $(STAMP): requirements.lock demo-model.lock pyproject.toml
 	@$(UV) pip install --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve minutes on two cores with bfloat16, twice that without), in place of the run before
+demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve minutes on two cores), in place of the run before
 	@rm -rf $(DEMO_RUN)
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 

@@ -28,7 +28,8 @@ def show(paths: list[Path]) -> None:
     syscalls.libc("unshare", _NEW_MOUNT)
     _mount("none", "/", "none", _RECURSIVE | _PRIVATE)
     closed: dict[Path, list[Path]] = {}
-    for path in paths:
+    # What lies inside another of them is shown with it: an environment in its project, say.
+    for path in (each for each in paths if not any(parent in paths for parent in each.parents)):
         for folder in reversed(path.parents):
             if not folder.stat().st_mode & 0o001:
                 closed.setdefault(folder, []).append(path)

@@ -116,12 +116,13 @@ def test_a_thousand_runs_leave_nothing(layers):
 def test_a_box_has_a_control_group_while_it_lives():
     if not probe().cgroup:
         pytest.skip("no writable cgroup here")
-    before = set(Path("/sys/fs/cgroup").glob("**/headrace-*"))
+    own = f"**/headrace-{os.getpid()}-*"  # other tests may have theirs at the same time
+    before = set(Path("/sys/fs/cgroup").glob(own))
     box = Box(BoxPlan(), probe())
-    made = set(Path("/sys/fs/cgroup").glob("**/headrace-*")) - before
+    made = set(Path("/sys/fs/cgroup").glob(own)) - before
     assert made and str(box.pid) in "".join((folder / "cgroup.procs").read_text() for folder in made)
     box.close()
-    assert not set(Path("/sys/fs/cgroup").glob("**/headrace-*")) & made
+    assert not set(Path("/sys/fs/cgroup").glob(own)) & made
 
 
 @pytest.mark.parametrize("layers", levels())

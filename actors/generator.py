@@ -219,7 +219,9 @@ class Generator:
 
     async def swap(self, version: int, clear_cache: bool) -> float:
         """Put the staged weights in use; the seconds that generation stood still."""
+        groups = self._inflight
         seconds = await self._started.swap(version, clear_cache)
+        log.info("weights_swapped", version=version, groups=groups, seconds=round(seconds, 3))
         self._metrics.observe(telemetry.GENERATOR_PAUSE, seconds)
         self._metrics.set(telemetry.GENERATOR_VERSION, version)
         return seconds

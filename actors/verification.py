@@ -85,8 +85,7 @@ class VerificationWorker:
         self._failures += 1
         if self._failures <= LOGGED_FAILURES:
             failure = failed_check(verdict)
-            where = str(verdict.details.get("where", ""))
-            log.warning("check_did_not_run", reason=failure.reason, message=failure.message, where=where)
+            log.warning("check_did_not_run", **msgspec.to_builtins(failure))
 
     @ray.method(concurrency_group="watch")
     def report(self) -> WorkerStatus:

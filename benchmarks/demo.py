@@ -8,13 +8,11 @@ Each seed is a whole run of examples/booking/job.toml (ten minutes and more on t
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from headrace.cluster.run_folder import RunFolder
+from benchmarks.headrace_run import finished_run
 from headrace.cluster.run_records import Summary
 
 JOB = Path(__file__).parents[1] / "examples" / "booking" / "job.toml"
@@ -23,11 +21,7 @@ SAMPLED_GAIN, MINUTES, GIBIBYTES = 0.15, 12.0, 12.0
 
 def run(seed: int) -> Summary:
     """Raises CalledProcessError when the run fails."""
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
-        folder = RunFolder(Path(scratch) / "run")
-        words = ["--job.run-dir", str(folder.path), "--job.seed", str(seed)]
-        command = [str(Path(sys.executable).with_name("headrace")), "run", str(JOB), *words]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+    with finished_run("--job.seed", str(seed), job=JOB) as (folder, _):
         summary = folder.read_summary()
     if summary is None:
         raise RuntimeError("the run left no summary")

@@ -29,11 +29,11 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def finished_run(*words: str) -> Iterator[tuple[RunFolder, float]]:
+def finished_run(*words: str, job: Path = JOB) -> Iterator[tuple[RunFolder, float]]:
     """Run the job with these command-line values, in a scratch folder: what it left, and when its command began (Unix
     time). Raises CalledProcessError when it fails."""
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
-        command = [str(Path(sys.executable).with_name("headrace")), "run", str(JOB), "--job.run-dir", f"{scratch}/run"]
+        command = [str(Path(sys.executable).with_name("headrace")), "run", str(job), "--job.run-dir", f"{scratch}/run"]
         start = time.time()
         subprocess.run([*command, *words], check=True, stdout=sys.stderr)
         yield RunFolder(Path(scratch) / "run"), start

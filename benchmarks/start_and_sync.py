@@ -12,6 +12,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.headrace_run import finished_run, milestones
@@ -25,7 +26,7 @@ FIRST_STEP_GOAL = 75  # seconds, on two cores
 def main() -> None:
     with finished_run("--job.steps", str(STEPS)) as (folder, start):
         first_step = next(record.time for record in folder.read_metrics() if isinstance(record, StepRecord)) - start
-        events = [json.loads(line) for line in (folder.logs / "controller.jsonl").read_text().splitlines()]
+        events, swaps = (read_events(folder.logs / f"{member}.jsonl") for member in ("controller", "rollout-0"))
         summary = folder.read_summary()
         dtype = load_job(folder.job).rollout.dtype
     if summary is None or summary.peak_memory_bytes is None:
@@ -35,7 +36,7 @@ def main() -> None:
     began = milestones(events, start)
     for (what, begin), (_, end) in itertools.zip_longest(began, [*began[1:], ("", first_step)]):
         print(f"| {begin:.1f} | {end:.1f} | {what} |")
-    updates = busy_updates(events)
+    updates = busy_updates(events, swaps)
     print(f"\nA weight update of the 135M model in {dtype} into a busy engine, medians of {len(updates)}\n")
     print("| in all, s | transfer, s | generation stood still, s | pause / transfer |\n|---|---|---|---|")
     seconds, transfer, pause = (
@@ -46,16 +47,20 @@ def main() -> None:
     print(f"\npeak memory of the process tree: {summary.peak_memory_bytes / 2**30:.1f} GiB")
 
 
-def busy_updates(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the controller's events, the weight updates that began while groups were being generated.
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def busy_updates(events: Sequence[dict[str, Any]], swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the controller's `events`, the weight updates that by the generator's came while it had groups to generate.
 
     Raises:
         RuntimeError: there is none, so that nothing was measured.
     """
-    leased = {event["version"]: event["leased_groups"] for event in events if event["event"] == "publishing"}
-    updates = [event for event in events if event["event"] == "weights_published" and leased[event["version"]] > 0]
+    groups = {event["version"]: event["groups"] for event in swaps if event["event"] == "weights_swapped"}
+    updates = [event for event in events if event["event"] == "weights_published" and groups[event["version"]] > 0]
     if not updates:
-        raise RuntimeError(f"none of the {len(leased)} weight updates found an engine with requests in flight")
+        raise RuntimeError(f"none of the {len(groups)} weight updates found an engine with requests in flight")
     return updates
 
 

@@ -35,7 +35,7 @@ from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
 from headrace.cluster.publisher import PublishReport, WeightPublisher
 from headrace.cluster.queue_actor import GeneratorEntry
-from headrace.cluster.run_records import MemberState, MemberStatus, Pool, QueueStatus
+from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.losses import LossOptions
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.worker import WorkerSettings
@@ -162,11 +162,6 @@ class Fleet:
 
     async def publish(self) -> PublishReport:
         """Bring the serving generators to the newest version, and let the queue know."""
-        leased = 0
-        if self.queue is not None:
-            status: QueueStatus = await within(CALL_SECONDS, self.queue.status.remote())
-            leased = status.leased
-        log.info("publishing", version=self.publisher.version, leased_groups=leased)
         report = await self.publisher.publish(self.rollout.serving)
         await self._rollout_changed()
         return report

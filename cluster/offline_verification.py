@@ -27,6 +27,7 @@ from rich.table import Table
 from headrace.cluster.prompt_source import place_of_row, read_rows
 from headrace.verifiers.base import Verifier, VerifierSpec, not_run, printable
 from headrace.verifiers.errors import UserError
+from headrace.verifiers.failed_checks import failed_check
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 from headrace.verifiers.registry import build_verifier
 from headrace.verifiers.worker_child import ChildFault
@@ -90,8 +91,12 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()  # by verdict and reason
         self.reward_sum = 0.0
+        self.failures: dict[str, str] = {}  # why checks did not run: of each reason the first, with its row
 
     def add(self, row: ScoredRow) -> None:
+        if row.verdict == VerdictKind.INFRA_ERROR and row.reason not in self.failures:
+            failure = failed_check(Verdict(VerdictKind.INFRA_ERROR, 0.0, row.reason, row.details))
+            self.failures[row.reason] = f"{row.reason}, first in row {row.id}: {failure.told}"
         self.counts[row.verdict, row.reason] += 1
         self.reward_sum += row.reward or 0.0
 
@@ -112,7 +117,8 @@ class Tally:
                     table.add_row(shown, escape(printable(reason, 60)), str(count), f"{count / rows:.1%}")
         mean = f"mean reward {self.reward_sum / judged:.4f} over {judged} rows" if judged else "no row was judged"
         rate = f"{rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows per second, {workers} workers"
-        return Group(table, "", mean, rate)
+        failures = [escape(printable(line)) for line in self.failures.values()]
+        return Group(table, "", *failures, mean, rate)
 
 
 _STYLES = {VerdictKind.PASS: "green", VerdictKind.FAIL: "yellow", VerdictKind.INFRA_ERROR: "red"}

@@ -182,7 +182,8 @@ async def _run(
 ) -> Summary | None:
     log_dir = str(folder.logs) if cluster.is_local else None
     recorder = RunRecorder(prepared.job, folder, display, prepared.layout, log_dir, started)
-    checkpoint = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep).newest()
+    checkpoints = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep)
+    checkpoint = checkpoints.newest()
     if checkpoint is None:
         recorder.resume(-1, 0.0)  # nothing that a run before left without a checkpoint counts
     else:
@@ -205,8 +206,7 @@ async def _run(
         for task in done:
             task.result()
     except Stopped:
-        saved = CheckpointStore(folder.checkpoints, prepared.job.checkpoint.keep).newest() is not None
-        recorder.event(f"stopped on request; {'go on' if saved else 'begin anew'} with --resume")
+        recorder.event(f"stopped on request; {'go on' if checkpoints.newest() else 'begin anew'} with --resume")
     finally:
         recorder.set_phase("ending the pools")
         async with AsyncExitStack() as ending:  # each of these whatever becomes of the others, the last one first

@@ -23,7 +23,7 @@ from headrace.verifiers.soundness import judged
 
 Build = Callable[[VerifierSpec], Verifier]
 
-_TOLD = ("message", "where")  # details of a check that did not run which are told of the whole as well
+_TOLD = ("type", "message", "where")  # details of a check that did not run which are told of the whole as well
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -16,13 +16,21 @@ class FailedCheck(msgspec.Struct, frozen=True):
 
     reason: str  # the verdict's, or the type of what the verifier raised
     message: str
+    where: str = ""  # the line of a user's function that raised
+
+    @property
+    def told(self) -> str:
+        """In one line: `KeyError: 'answer' (rewards.py:3)`."""
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.reason}: {self.message}{where}" if self.message else f"{self.reason}{where}"
 
 
 def failed_check(verdict: Verdict) -> FailedCheck:
     """What an `infra_error` says, on one line."""
     details = verdict.details
     message = " ".join(str(details.get("message", "")).split())
-    return FailedCheck(str(details.get("type", verdict.reason)), printable(message))
+    reason, where = str(details.get("type", verdict.reason)), printable(str(details.get("where", "")))
+    return FailedCheck(reason, printable(message), where)
 
 
 def failed_checks(completions: Iterable[Completion]) -> list[FailedCheck]:
@@ -43,6 +51,5 @@ def most_common_failure(failures: Sequence[FailedCheck]) -> str:
     "KeyError: 'a'"
     """
     for reason, _ in Counter(failure.reason for failure in failures).most_common(1):
-        message = next(failure.message for failure in failures if failure.reason == reason)
-        return f"{reason}: {message}" if message else reason
+        return next(failure.told for failure in failures if failure.reason == reason)
     return ""

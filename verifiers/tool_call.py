@@ -16,7 +16,7 @@ from headrace.verifiers.base import not_run, parse_options, printable
 from headrace.verifiers.call_forms import CallFault, CallForm, as_json_call, parse_calls
 from headrace.verifiers.call_reward import GoldCall, RewardWeights, judge
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
 from headrace.verifiers.tool_set import ToolSet, canonical, warm_up
 
@@ -59,7 +59,10 @@ class ToolCallVerifier(ConfinedVerifier):
     def __init__(self, schema_path: str | Path | None = None, **options: Any) -> None:
         path = str(schema_path) if isinstance(schema_path, Path) else schema_path
         parsed = parse_options(ToolCallOptions, {"schema_path": path, **options}, "tool_call")
-        tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
+        try:
+            tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
+        except UserError as error:
+            raise WrongOption("schema_path", str(error)) from error
         self._with(parsed, tools)
 
     @classmethod

@@ -88,7 +88,8 @@ class ToolSet:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"tools file {path} cannot be read: {error}") from error
+            told = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"tools file {path} cannot be read: {told}") from error
         try:
             definitions = strict_json(text)
         except CallFault as fault:

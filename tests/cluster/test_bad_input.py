@@ -141,9 +141,9 @@ def test_an_invalid_tools_file_is_named(letters_job, refused, tools):
     replace(
         letters_job, 'function = "rewards.py:score"', 'verifier = "tool_call"\noptions = { schema_path = "tools.json" }'
     )
-    line = line_of(letters_job, 'verifier = "tool_call"')
+    line = line_of(letters_job, 'options = { schema_path = "tools.json" }')
     message = refused(str(letters_job))
-    assert message.startswith(f"{letters_job}:{line}: reward.verifier: ")
+    assert message.startswith(f"{letters_job}:{line}: reward.options.schema_path: ")
     assert str(path) in message
 
 
@@ -151,7 +151,9 @@ def test_a_missing_tools_file_is_named(letters_job, refused):
     replace(
         letters_job, 'function = "rewards.py:score"', 'verifier = "tool_call"\noptions = { schema_path = "tools.json" }'
     )
-    assert str(letters_job.parent / "tools.json") in refused(str(letters_job))
+    line = line_of(letters_job, 'options = { schema_path = "tools.json" }')
+    told = f"tools file {letters_job.parent / 'tools.json'} cannot be read: No such file or directory"
+    assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.options.schema_path: {told}"
 
 
 def test_an_unknown_verifier_is_named_with_the_nearest_one(letters_job, refused):

@@ -21,12 +21,11 @@ from headrace.cluster.job_file import load_job
 from headrace.cluster.members import HUNG_CHECK, HUNG_ENGINE_SECONDS, GeneratorKind, Requirements, VerificationKind
 from headrace.cluster.pool import ElasticPool, Member
 from headrace.cluster.preparation import PreparedJob
-from headrace.cluster.run_records import MemberState, Pool, QueueStatus
+from headrace.cluster.run_records import MemberState, Pool
 from headrace.verifiers.base import Verifier, scored
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.records import Sample, Verdict
 from tests.cluster.pool_fakes import DEADLINE, TIMING, Events, FakeActor, FakeKind, Remote, until
-from tests.factories import queue_status
 
 TIMEOUT = 30.0
 NODE_ID = "1"
@@ -203,33 +202,6 @@ async def test_the_queue_is_told_who_is_attested_and_who_is_given_up_as_soon_as_
     await fleet._attested("rollout-1", 2)
     await fleet._given_up("rollout-2")
     assert told == [("rollout-1", 2), ("rollout-2",)]
-
-
-@pytest.mark.parametrize("leased", [None, 0, 3])
-async def test_a_version_on_its_way_is_logged_with_the_groups_that_are_being_generated_then(leased):
-    order: list[str] = []
-
-    async def status() -> QueueStatus:
-        order.append("status")
-        return queue_status(leased=leased)
-
-    async def set_generators(entries: dict[str, Any]) -> None:
-        order.append("set_generators")
-
-    async def publish(members: list[Member]) -> str:
-        order.append("publish")
-        return "report"
-
-    fleet = Fleet.__new__(Fleet)  # the pools of a whole one are of processes
-    fleet.rollout = SimpleNamespace(serving=[])  # type: ignore[assignment]
-    fleet.publisher = SimpleNamespace(version=4, publish=publish)  # type: ignore[assignment]
-    fleet.queue = None
-    if leased is not None:
-        fleet.queue = SimpleNamespace(status=Remote(status), set_generators=Remote(set_generators))
-    with structlog.testing.capture_logs() as lines:
-        assert await fleet.publish() == "report"
-    assert order == (["publish"] if leased is None else ["status", "publish", "set_generators"])
-    assert lines == [{"event": "publishing", "log_level": "info", "version": 4, "leased_groups": leased or 0}]
 
 
 class Closing:

@@ -152,6 +152,9 @@ def test_checks_that_do_not_run_are_told_by_row_and_by_the_exit_status(folder, c
     assert [row["reason"] for row in found] == reasons
     assert "mean reward 0.7500 over 3 rows" in out
     assert "where" in found[3]["details"]
+    for line in ("worker_lost, first in row 2: worker_lost", "exception, first in row 4: ", "worker_late, first in row 5: "):
+        assert line in out
+    assert found[3]["details"]["where"] in out
 
 
 def test_a_check_that_did_not_run_is_offered_again(folder, called):

@@ -26,9 +26,10 @@ from headrace.verifiers import (
     scored,
 )
 from headrace.verifiers.errors import WrongOption
+from headrace.verifiers.failed_checks import FailedCheck, failed_check
 from headrace.verifiers.records import decode, encode
 
-BROKEN = not_run("exception", message="no such key", where="rewards.py:3")
+BROKEN = not_run("exception", type="KeyError", message="no such key", where="rewards.py:3")
 TOOLS = [{"name": "hang_up", "parameters": {}}]
 
 
@@ -114,7 +115,7 @@ def test_details_hold_each_parts_verdict():
 def test_a_part_that_does_not_run_makes_the_whole_an_infra_error(kind, verdicts):
     verdict = only(kind(parts(*verdicts)))
     assert (verdict.kind, verdict.reason) == (VerdictKind.INFRA_ERROR, "exception")
-    assert (verdict.details["message"], verdict.details["where"]) == ("no such key", "rewards.py:3")
+    assert failed_check(verdict) == FailedCheck("KeyError", "no such key", "rewards.py:3")
 
 
 @pytest.mark.parametrize("reward", [7.0, -3.0, float("nan"), "1"])

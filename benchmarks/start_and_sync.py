@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_and_sync
 
-One run of throughput.toml. Seconds count from the start of the command. Of the weight updates those count that found groups
-being generated: the last ones come when all the prompts have been handed out.
+Two runs of throughput.toml. Seconds count from the start of the first. In the second, generation takes longer than learning,
+so that the engine is busy when new weights come; updates that found no group under way do not count.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from benchmarks.headrace_run import finished_run, milestones
 from headrace.cluster.job_file import load_job
 from headrace.cluster.run_records import StepRecord
 
-STEPS = 8  # one version each
+BUSY = {"--job.steps": "4", "--algorithm.group-size": "16", "--algorithm.trained-samples": "2"}
 FIRST_STEP_GOAL = 75  # seconds, on two cores
 
 
 def main() -> None:
-    with finished_run("--job.steps", str(STEPS)) as (folder, start):
+    with finished_run("--job.steps", "1") as (folder, start):
         first_step = next(record.time for record in folder.read_metrics() if isinstance(record, StepRecord)) - start
-        events, swaps = (read_events(folder.logs / f"{member}.jsonl") for member in ("controller", "rollout-0"))
+        began = milestones(read_events(folder.logs / "controller.jsonl"), start)
         summary = folder.read_summary()
         dtype = load_job(folder.job).rollout.dtype
     if summary is None or summary.peak_memory_bytes is None:
         raise RuntimeError("the run left no summary, or none of its memory")
     print(f"\nTo the first optimizer step: {first_step:.0f} s (goal: {FIRST_STEP_GOAL})\n")
     print("| from second | to | what |\n|---|---|---|")
-    began = milestones(events, start)
     for (what, begin), (_, end) in itertools.zip_longest(began, [*began[1:], ("", first_step)]):
         print(f"| {begin:.1f} | {end:.1f} | {what} |")
-    updates = busy_updates(events, swaps)
+    with finished_run(*itertools.chain(*BUSY.items())) as (folder, _):
+        updates = busy_updates(
+            *(read_events(folder.logs / f"{member}.jsonl") for member in ("controller", "rollout-0"))
+        )
     print(f"\nA weight update of the 135M model in {dtype} into a busy engine, medians of {len(updates)}\n")
     print("| in all, s | transfer, s | generation stood still, s | pause / transfer |\n|---|---|---|---|")
     seconds, transfer, pause = (

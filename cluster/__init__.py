@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace.cluster.config import JobConfig
+    from headrace.cluster.grpo_trainer import GRPOTrainer
     from headrace.cluster.job_file import load_job
-    from headrace.cluster.trainer import GRPOTrainer, run_job
+    from headrace.cluster.trainer import run_job
 
 __all__ = ["GRPOTrainer", "JobConfig", "load_job", "run_job"]
 
-_HOMES = {"GRPOTrainer": "trainer", "JobConfig": "config", "load_job": "job_file", "run_job": "trainer"}
+_HOMES = {"GRPOTrainer": "grpo_trainer", "JobConfig": "config", "load_job": "job_file", "run_job": "trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,15 +60,20 @@ def run(
         return
     display = make_display(Console())
     try:
-        display.event("loading torch and transformers")
-        # Here, and not above: torch and transformers take seconds to load, and only this command and `export` need them.
         try:
+            display.event("reading the data")
+            # These two here, and not above: what they load takes seconds, and few commands need it.
+            from headrace.cluster.inputs import read_inputs
+
+            RunFolder.of(config).check(resume)
+            inputs = None if resume else read_inputs(config)  # a job that resumes is compared with the run's first
+            display.event("loading torch and transformers")
             from headrace.cluster.trainer import run_job
         except BaseException:
             display.close()
             raise
 
-        summary = run_job(config, resume=resume, display=display, started=psutil.Process().create_time())
+        summary = run_job(config, inputs, resume=resume, display=display, started=psutil.Process().create_time())
     except WrongValue as error:
         raise located(original(error), job, context.args) from error
     except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
@@ -116,23 +121,25 @@ def export(
     Console().print(f"wrote the weights of step {step} to {output}", highlight=False)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def verify(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="A verifier's name, or file.py:function.")],
     rows: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL or Parquet; each row has a `completion`.")],
     output: Annotated[Path | None, typer.Option(help="Verdicts as JSONL, in the rows' order.")] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One of the verifier's options.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="One of the verifier's options; also as --key VALUE.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a verifier of its own.")] = CORES,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one call of a worker.")] = 300.0,
 ) -> None:
     """Score the rows of a file, without a cluster. Exit status 1: some rows' check did not run."""
     # Here, and not above: it needs pyarrow, a fifth of what all commands together take to load.
-    from headrace.cluster.offline_verification import verify_file
+    from headrace.cluster.offline_verification import parse_options, verify_file
 
     try:
-        all_judged = verify_file(name, rows, output, option or [], workers, timeout)
+        options = parse_options(option or [], context.args)
+        all_judged = verify_file(name, rows, output, options, workers, timeout)
     except KeyboardInterrupt as error:  # for which typer has an exit status, and no word
         raise asyncio.CancelledError from error
     if not all_judged:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -382,3 +382,14 @@ class JobConfig(Section):
                 "there are no rows to evaluate on; give data.held_out",
             )
         return self
+
+
+def keys_named(key: str) -> list[tuple[str, str]]:
+    """The sections that have a key of this name, each with it."""
+    sections = {name: field.annotation for name, field in JobConfig.model_fields.items()}
+    return [
+        (name, key)
+        for name, annotation in sections.items()
+        for model in (annotation, *get_args(annotation))
+        if isinstance(model, type) and issubclass(model, Section) and key in model.model_fields
+    ]

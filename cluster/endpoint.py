@@ -10,6 +10,7 @@ Every request carries `Authorization: Bearer TOKEN`; the token lies in RUN/contr
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import secrets
@@ -23,7 +24,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.cluster.metrics import QUEUE_MEMBER
 from headrace.cluster.run_records import MemberState, RunStatus
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, WrongValue
 from headrace.verifiers.telemetry import LOOPBACK, WILDCARDS
 
 CLIENT_SECONDS = 10.0
@@ -42,6 +43,12 @@ class ScaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rollout: Annotated[int, msgspec.Meta(ge=1)] | None = None
     verification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> WrongValue:
+    """What to tell when an address of the job's `[metrics]` cannot be bound, with the key that is at fault."""
+    key = "metrics.port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "metrics.host"
+    return WrongValue(key, f"cannot listen on {host}:{port}: {error.strerror}")
 
 
 class Endpoint:
@@ -76,7 +83,7 @@ class Endpoint:
         try:
             await site.start()
         except OSError as error:
-            raise UserError(f"metrics: cannot listen on {host}:{port}: {error.strerror}; set metrics.port") from error
+            raise cannot_listen(host, port, error) from error
         bound = self._runner.addresses[0]
         reached = LOOPBACK if bound[0] in WILDCARDS else bound[0]
         return ControllerAddress(f"http://{reached}:{bound[1]}", self._token, os.getpid())

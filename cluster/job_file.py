@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from headrace.cluster.config import DEMO_MODEL, FilePath, JobConfig, Mismatch
+from headrace.cluster.config import DEMO_MODEL, FilePath, JobConfig, Mismatch, keys_named
 from headrace.verifiers.base import nearest
 from headrace.verifiers.errors import UserError, WrongValue
 
@@ -90,6 +90,8 @@ def _explain(error: Any, where: list[str]) -> str:
         return f"is missing: {_describe(where)}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
+    if kind == "path_type":
+        return f"is {type(error['input']).__name__}, not a path"
     if kind == "literal_error":
         # As TOML writes them, and not as Python does.
         message = message.replace("True", "true").replace("False", "false")
@@ -167,7 +169,9 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], Any]:
         name, equals, value = word.partition("=")
         match = re.fullmatch(r"--([a-z_-]+)\.([a-z_.-]+)", name)
         if not match:
-            raise UserError(f"{word}: not an option of this command; a value of the job is --section.key VALUE")
+            keys = [".".join(place) for place in keys_named(name.removeprefix("--").replace("-", "_"))]
+            meant = " or ".join(f"--{key.replace('_', '-')} VALUE" for key in keys) or "--section.key VALUE"
+            raise UserError(f"{word}: not an option of this command; a value of the job is {meant}")
         if not equals:
             if not rest:
                 raise UserError(f"{word}: is missing its value")

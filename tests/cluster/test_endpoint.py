@@ -152,7 +152,7 @@ async def test_a_port_in_use_is_one_line_with_what_to_set(served):
     _, address = served
     other = Controller()
     second = Endpoint(other.status, other.scale, other.registry)
-    with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1:\d+: .*set metrics\.port"):
+    with pytest.raises(UserError, match=r"metrics\.port: cannot listen on 127\.0\.0\.1:\d+: .*address already in use"):
         await second.start("127.0.0.1", int(address.url.rsplit(":", 1)[1]))
     await second.close()
 

@@ -127,7 +127,9 @@ def test_a_command_line_value_takes_the_place_of_the_files(write, words, section
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--steps", "3"], "--steps: not an option of this command"),
+        (["--steps", "3"], "--steps: not an option of this command; a value of the job is --job.steps VALUE"),
+        (["--learning_rate", "3"], "is --learner.learning-rate VALUE or --warm-start.learning-rate VALUE"),
+        (["--stepz", "3"], "--stepz: not an option of this command; a value of the job is --section.key VALUE"),
         (["steps"], "steps: not an option of this command"),
         (["--job.steps"], "--job.steps: is missing its value"),
         (["--job.name", "\udcff"], "'\\udcff': not UTF-8 text"),

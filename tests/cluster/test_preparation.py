@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from headrace.actors import libnuma
 from headrace.cluster import preparation
 from headrace.cluster.config import JobConfig, RewardSection
+from headrace.cluster.inputs import read_inputs
 from headrace.cluster.job_file import load_job
 from headrace.cluster.preparation import check_engine, prepare, reward_files
 from headrace.cluster.prompt_source import PromptFormat, place_of_row, read_rows
@@ -79,7 +80,8 @@ def test_the_probe_sequences_are_the_same_for_the_same_job(folder):
 
 def test_a_verifier_object_takes_the_place_of_the_jobs_own(folder):
     verifier = CallableVerifier(lambda completion, row: 1.0)
-    assert prepare(job_in(folder, "--reward.function", "gone.py:score"), verifier).verifier is verifier
+    job = job_in(folder, "--reward.function", "gone.py:score")
+    assert prepare(job, read_inputs(job, verifier)).verifier is verifier
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from headrace.cluster.grpo_trainer import GRPOTrainer
 from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.preparation import prepare
 from headrace.cluster.python_reward import fingerprint, reward_section
 from headrace.cluster.run_folder import RunFolder
-from headrace.cluster.trainer import GRPOTrainer, check_compatible
+from headrace.cluster.trainer import check_compatible
 from headrace.verifiers import RegexVerifier, ToolCallVerifier
 from headrace.verifiers.base import Verifier, scored
 from headrace.verifiers.errors import UserError

@@ -1,9 +1,8 @@
-"""The Python face of a job, what a resumed job may change, and what a running one is asked."""
+"""What a resumed job may change, and what a running one is asked."""
 
 import asyncio
 import io
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,119 +17,23 @@ from headrace.cluster.ray_cluster import ClusterInfo
 from headrace.cluster.rollout_queue import Ledger
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.trainer import (
-    GRPOTrainer,
     check_compatible,
     cut_notice,
     on_interrupt,
-    run_folder_of,
     run_job,
     scaler,
     schedule_notice,
     too_long_notice,
 )
-from headrace.verifiers import RegexVerifier
 from headrace.verifiers.errors import UserError
-from headrace.verifiers.function import CallableVerifier
-from headrace.verifiers.records import Sample
 
 SMALL_ENGINE = "headrace.actors.small_engine:SmallEngine"
-
-
-def reward(completion: str, row: dict) -> float:
-    return float(row["answer"] in completion)
-
-
-def test_every_argument_means_the_key_of_its_name():
-    trainer = GRPOTrainer(
-        base_model="Qwen/Qwen2.5-7B-Instruct",
-        train_data="/data/prompts.jsonl",
-        reward_fn=reward,
-        eval_data="/data/held_out.jsonl",
-        group_size=4,
-        kl_coef=0.04,
-        learning_rate=5e-7,
-        use_vllm=True,
-        seed=3,
-        run_dir="/runs/x",
-        rollout__max_tokens=48,
-        rollout__engine={"max_num_seqs": 8},
-        warm_start__data="/data/warm.jsonl",
-    )
-    job = trainer.job
-    assert job.model.base == "Qwen/Qwen2.5-7B-Instruct"
-    assert job.data.train == Path("/data/prompts.jsonl")
-    assert job.data.held_out == Path("/data/held_out.jsonl")
-    assert (job.algorithm.group_size, job.algorithm.kl_coef) == (4, 0.04)
-    assert (job.learner.learning_rate, job.job.seed) == (5e-7, 3)
-    assert run_folder_of(job) == Path("/runs/x")
-    assert (job.rollout.max_tokens, job.rollout.engine) == (48, {"max_num_seqs": 8})
-    assert job.warm_start.data == Path("/data/warm.jsonl")
-
-
-def test_relative_paths_start_at_the_working_directory_and_stay_there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    trainer = GRPOTrainer("./model", Path("a.jsonl"), reward, eval_data="b.jsonl", warm_start__data="c.jsonl")
-    monkeypatch.chdir("/")
-    job = trainer.job
-    assert job.model.base == str(tmp_path / "model")
-    assert [job.data.train, job.data.held_out, job.warm_start.data] == [tmp_path / f"{name}.jsonl" for name in "abc"]
-
-
-def test_a_plain_function_is_the_reward_and_is_named_in_the_job():
-    trainer = GRPOTrainer("smollm2-135m", "a.jsonl", reward)
-    assert isinstance(trainer._verifier, CallableVerifier)
-    assert trainer._verifier.verify(Sample("4", {"answer": "4"})).reward == 1.0
-    assert trainer.job.reward.python.startswith("reward ")
-
-
-def test_a_verifier_is_taken_as_it_is():
-    verifier = RegexVerifier(pattern="a+")
-    assert GRPOTrainer("smollm2-135m", "a.jsonl", verifier)._verifier is verifier
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"use_vllm": False}, r"use_vllm=False: generation is vLLM's"),
-        ({"group_size": 1}, r"algorithm\.group_size: input should be greater than or equal to 2, not 1"),
-        ({"learning_rate": "fast"}, r"learner\.learning_rate: input should be a valid number"),
-        ({"max_tokens": 48}, r"max_tokens: not an argument; a key of the job file is given as section__key"),
-        ({"rollout__max_token": 48}, r"rollout\.max_token: unknown key `max_token`; did you mean `max_tokens`\?"),
-        ({"rolout__max_tokens": 48}, r"rolout: unknown key `rolout`; did you mean `rollout`\?"),
-    ],
-)
-def test_a_wrong_argument_is_refused_when_the_trainer_is_made(arguments, says):
-    with pytest.raises(UserError, match=says):
-        GRPOTrainer("smollm2-135m", "a.jsonl", reward, **arguments)
-
-
-def test_training_takes_the_number_of_steps_and_checks_the_data_before_anything_starts(tmp_path):
-    trainer = GRPOTrainer("smollm2-135m", tmp_path / "gone.jsonl", reward, run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match=r"data\.train: .*no such file"):
-        trainer.train(num_steps=7)
-    assert trainer.job.job.steps == 7
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match=r"job\.steps"):
-        trainer.train(num_steps=0)
-
-
-def test_a_folder_that_holds_a_run_is_refused_in_pythons_words(letters_job):
-    run_dir = letters_job.parent / "run"
-    trainer = GRPOTrainer("smollm2-135m", "a.jsonl", reward, run_dir=run_dir)
-    with pytest.raises(UserError, match=r"no run to resume here; start one with train\(7\)$"):
-        trainer.train(7, resume=True)
-    (run_dir / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError) as error:
-        trainer.train(7)
-    assert str(error.value) == (
-        f"{run_dir}: already holds a run; go on with train(7, resume=True), or give GRPOTrainer another run_dir"
-    )
 
 
 def test_a_run_without_a_folder_of_its_own_is_named_after_the_job(letters_job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     letters_job.write_text(letters_job.read_text().replace(f'run_dir = "{tmp_path / "run"}"\n', ""))
-    assert run_folder_of(load_job(letters_job)) == tmp_path / "runs/letters"
+    assert RunFolder.of(load_job(letters_job)).path == tmp_path / "runs/letters"
 
 
 @pytest.fixture
@@ -264,15 +167,6 @@ def test_the_notice_of_a_bent_schedule_is_an_event_of_the_run(letters_job, start
     run_job(job, resume=True, display=display, engine_class=SMALL_ENGINE)
     assert "warning: job.steps is 30, and was 3: the linear schedule now ends there" in output.getvalue()
     assert "the linear schedule now ends there" in (started.logs / "controller.jsonl").read_text()
-
-
-def test_a_job_with_a_relative_model_folder_resumes_from_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    trainer = GRPOTrainer("./model", "a.jsonl", reward)
-    folder = RunFolder(tmp_path / "runs" / "run")
-    folder.path.mkdir(parents=True)
-    folder.write_job(dump_job(trainer.job))
-    check_compatible(trainer.job, load_job(folder.job), folder)
 
 
 def test_prompts_that_do_not_fit_are_counted_and_listed_by_row(letters_job):

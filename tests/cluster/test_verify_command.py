@@ -14,7 +14,7 @@ from headrace.actors import libnuma
 from headrace.cluster import cli, doctor, offline_verification
 from headrace.cluster.cli import main
 from headrace.cluster.doctor import Gpu, gpu_finding, libnuma_finding, packages, sandbox_findings
-from headrace.cluster.offline_verification import FAULT_REASONS, parse_assignments, read_input, score
+from headrace.cluster.offline_verification import FAULT_REASONS, parse_options, read_input, score
 from headrace.verifiers import UserError, VerifierSpec, build_verifier
 from headrace.verifiers.sandbox.layers import Layers
 from headrace.verifiers.worker_child import ChildFault
@@ -152,7 +152,11 @@ def test_checks_that_do_not_run_are_told_by_row_and_by_the_exit_status(folder, c
     assert [row["reason"] for row in found] == reasons
     assert "mean reward 0.7500 over 3 rows" in out
     assert "where" in found[3]["details"]
-    for line in ("worker_lost, first in row 2: worker_lost", "exception, first in row 4: ", "worker_late, first in row 5: "):
+    for line in (
+        "worker_lost, first in row 2: worker_lost",
+        "exception, first in row 4: ",
+        "worker_late, first in row 5: ",
+    ):
         assert line in out
     assert found[3]["details"]["where"] in out
 
@@ -189,6 +193,10 @@ def test_every_fault_of_a_worker_has_a_reason():
         (["regex", "--option", "patern=a"], "unknown option `patern` of verifier `regex`; did you mean `pattern`"),
         (["regex", "--option", "pattern=("], "not a valid RE2 pattern"),
         (["regex", "--option", "pattern"], "--option pattern: write it as key=value"),
+        (["regex", "--patern", "a"], "unknown option `patern` of verifier `regex`; did you mean `pattern`"),
+        (["regex", "--pattern"], "--pattern: is missing its value"),
+        (["regex", "pattern"], "pattern: not an option of this command"),
+        (["regex", "--worker", "2"], "unknown option `worker` of verifier `regex`"),
         (["regex"], "in.jsonl:2: field `pattern` is missing"),
         (["none.py:f"], "cannot read"),
         (["rewards.py:sam"], "did you mean `same`"),
@@ -271,9 +279,16 @@ def test_scoring_that_is_left_early_leaves_no_process(folder):
     assert not set(psutil.Process().children()) - others
 
 
+def test_options_are_given_as_assignments_or_by_their_names(folder, called):
+    rows = write(folder / "in.jsonl", {"completion": "in 1984"}, {"completion": "1984"})
+    words = ["--pattern", "[0-9]{4}", "--full-match=true", "--option", "pattern_field=p"]
+    assert called("verify", "regex", rows, "--output", "out.jsonl", *words)[0] == 0
+    assert [row["reason"] for row in read(folder / "out.jsonl")] == ["no_match", "match"]
+
+
 def test_options_are_toml_or_text():
     words = ["full_match=true", "parts=[{verifier = 'regex'}]", "weights.exact=0.5", "pattern=a=b", "path=x.json"]
-    assert parse_assignments(words) == {
+    assert parse_options(words) == {
         "full_match": True,
         "parts": [{"verifier": "regex"}],
         "weights": {"exact": 0.5},
@@ -281,7 +296,7 @@ def test_options_are_toml_or_text():
         "path": "x.json",
     }
     with pytest.raises(UserError, match="has a single value already"):
-        parse_assignments(["a=1", "a.b=2"])
+        parse_options(["a=1", "a.b=2"])
 
 
 EVERYTHING = Layers(seccomp=True, landlock_abi=7, namespaces=True, cgroup=True)

@@ -95,12 +95,15 @@ def assert_trained(folder: Path, by: str) -> RunFolder:
 
 
 def test_the_page_names_all_of_its_files():
-    assert list(page_files()) == ["prompts.jsonl", "rewards.py", "job.toml", "train.py"]
+    assert list(page_files()) == ["prompts.jsonl", "rewards.py", "job.toml", "answers.jsonl", "train.py"]
 
 
 def test_the_job_of_the_page_runs_as_the_page_says(quick_words):
-    (by_hand, expected), (command, nothing) = console("Run it")
-    assert run(quick_words, by_hand) == expected
+    (trial, expected), (command, nothing) = console("Run it")
+    *table, rate = run(quick_words, trial).splitlines()
+    assert table == expected.splitlines()[:-1] and rate.startswith("3 rows in ")
+    scores = [json.loads(line)["reward"] for line in (quick_words / "scores.jsonl").read_text().splitlines()]
+    assert scores == [0.955, 0.46, 0.0]
     assert command == "headrace run job.toml" and nothing == ""
     screen = run(quick_words, command)
     told = ("starting 1 generator(s)", "evaluation before: sampled", f"step {STEPS}/{STEPS}: reward")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from headrace.cluster.inputs import read_inputs
 from headrace.cluster.job_file import load_job
-from headrace.cluster.preparation import check_engine_arguments, read_inputs
+from headrace.cluster.preparation import check_engine_arguments
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("examples/booking/job.toml", "benchmarks/throughput.toml")

@@ -39,6 +39,7 @@ QUICK_SECONDS, SLOW_SECONDS = (
     0.25,
     1.0,
 )  # a call below the first is followed by a larger one, above the second by a smaller
+SIGNAL_SECONDS = 0.5  # that Ctrl-C may take to be seen
 ATTEMPTS = 3  # as verification.attempts has it
 
 
@@ -276,13 +277,15 @@ class _Pool:
 
     def next(self) -> dict[int, Verdict]:
         """The verdicts of some more rows, by index. Waits for as long as a worker may take. Raises what a thread raised."""
-        try:
-            answer = self._done.get(timeout=(ATTEMPTS + 1) * (self._call_seconds + 120))
-        except queue.Empty:
-            raise TimeoutError("no worker has answered within its time") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        deadline = time.monotonic() + (ATTEMPTS + 1) * (self._call_seconds + 120)
+        while time.monotonic() < deadline:
+            # In short waits: a signal that comes just before one, or to another thread, is seen only between two.
+            with contextlib.suppress(queue.Empty):
+                answer = self._done.get(timeout=SIGNAL_SECONDS)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+        raise TimeoutError("no worker has answered within its time")
 
     def close(self) -> None:
         """End the workers, at once."""

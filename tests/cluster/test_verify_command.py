@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -265,6 +267,34 @@ def test_an_interrupted_command_leaves_no_process(folder):
     assert process.returncode == 130
     assert err.endswith("headrace: stopped\n")
     assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_an_interrupt_that_another_thread_takes_is_seen(folder, monkeypatch):
+    verifier = build_verifier(VerifierSpec(function="rewards.py:waits", base_dir=str(folder)))
+    write(folder / "in.jsonl", {"completion": "x"})
+    rows = score(read_input(folder / "in.jsonl", verifier), pickle.dumps(verifier), workers=1, call_seconds=100)
+    waiting = threading.Event()
+
+    class Done(queue.SimpleQueue):
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            assert timeout is not None and timeout <= 1, "nothing else wakes the main thread"
+            waiting.set()
+            return super().get(block, timeout)
+
+    def interrupt() -> None:
+        waiting.wait(30)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    monkeypatch.setattr(offline_verification.queue, "SimpleQueue", Done)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(rows)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        thread.join()
 
 
 def test_scoring_that_is_left_early_leaves_no_process(folder):

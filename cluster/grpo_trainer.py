@@ -69,6 +69,8 @@ class GRPOTrainer:
             raise UserError("use_vllm=False: generation is vLLM's; on a machine without a GPU install headrace[cpu]")
         if isinstance(reward_fn, str):
             raise UserError(f"reward_fn: give the function itself, or a Verifier, not its name {reward_fn!r}")
+        if isinstance(reward_fn, type) and issubclass(reward_fn, Verifier):
+            raise UserError(f"reward_fn: give {reward_fn.__name__}(...), not the class")
         self._verifier = reward_fn if isinstance(reward_fn, Verifier) else CallableVerifier(reward_fn)
         values: dict[str, dict[str, Any]] = {
             "job": {"seed": seed},

@@ -89,6 +89,11 @@ class RunFolder:
         return cls((job.job.run_dir or Path("runs") / job.job.name).absolute())
 
     @property
+    def _written(self) -> tuple[Path, ...]:
+        """What a run writes, and a user may have put there."""
+        return (self.data, self.samples, self.ledger, self.memory, self.report, self.evaluations, self.model)
+
+    @property
     def holds_run(self) -> bool:
         """Whether a run was started here. Raises UserError for a path that cannot be looked at."""
         try:
@@ -102,6 +107,10 @@ class RunFolder:
             raise UserError(f"{self.path}: there is no run to resume here; start one without --resume")
         if not resume and self.holds_run:
             raise UserError(f"{self.path}: already holds a run; go on with --resume, or choose another --job.run-dir")
+        if not resume and (taken := [path.name for path in self._written if path.exists()]):
+            raise UserError(
+                f"{self.path}: holds {', '.join(taken)}, which a run would write over; choose another --job.run-dir"
+            )
 
     def create(self, resume: bool = False) -> None:
         """Make the folder, or with `resume` take the run in it up again, and keep other writers out until `close`.
@@ -115,8 +124,9 @@ class RunFolder:
             self._take_lock()
             for folder in (self.checkpoints, self.evaluations, self.logs):
                 folder.mkdir(exist_ok=True)
-            for path in (self.metrics, self.samples, self.ledger):
-                _cut_half_written_line(path)
+            if resume:
+                for path in (self.metrics, self.samples, self.ledger):
+                    _cut_half_written_line(path)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise UserError(
                 f"{self.path}: the run folder cannot be made ({_reason(error)}); choose another --job.run-dir"

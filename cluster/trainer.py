@@ -268,8 +268,8 @@ def on_interrupt(controller: Controller, recorder: RunRecorder, main: asyncio.Ta
         seen += 1
         if seen == 1:
             what = "with a checkpoint" if recorder.steps_done else "nothing is saved before the first step is done"
+            controller.request_stop()  # first: where the display's output has gone with the terminal, to tell may fail
             recorder.event(f"stopping after what is under way; {what}; once more to stop at once")
-            controller.request_stop()
         elif main is not None:
             main.cancel()
 

@@ -7,12 +7,7 @@ pass: see `symbolic_match`.
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import lru_cache
-from typing import Any
-
-import msgspec
 
 from headrace.verifiers.math_form import (
     FONT,
@@ -25,6 +20,7 @@ from headrace.verifiers.math_form import (
 )
 from headrace.verifiers.math_inside import limits_expression, limits_quantity
 from headrace.verifiers.math_interval import as_interval, is_interval
+from headrace.verifiers.math_library import MATCH, WRONG, Outcome, library, parsed, symbolic_match
 from headrace.verifiers.math_names import is_name
 from headrace.verifiers.math_quantity import (
     Listing,
@@ -51,17 +47,6 @@ _OPERATIONS = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|max|min|sup|inf|binom|dbinom|tbinom|choose|gcd|lcm|det|operatorname|frac\s*\{\s*d"
     r"|bmod|pmod|mod|partial|lfloor|lceil|arg)(?![A-Za-z])|!|\bmod\b"
 )
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """Whether an answer is right, and the verdict's reason."""
-
-    right: bool
-    reason: str
-
-
-MATCH = Outcome(True, "match")
-WRONG = Outcome(False, "wrong_answer")
 
 
 def compare(gold: str, given: str, *, evaluated: bool, units: bool) -> Outcome:
@@ -249,9 +234,6 @@ def _same_element(wanted: tuple[str, Quantity | None], offered: tuple[str, Quant
     return wanted[1] is not None and offered[1] is not None and same_quantity(wanted[1], offered[1])
 
 
-# ------------------------------------------------------------------------------------------------ math-verify
-
-
 def _compare_expression(gold: str, given: str) -> Outcome:
     asked = set(_OPERATIONS.findall(gold))
     if any(operation not in asked for operation in _OPERATIONS.findall(given)):
@@ -276,7 +258,7 @@ def _compare_expression(gold: str, given: str) -> Outcome:
 
 def _is_rounding(rounded: str, exact: str) -> bool:
     """Whether a decimal is an expression's value to as many places as it has."""
-    number, expression = read_quantity(rounded), _parsed(exact)
+    number, expression = read_quantity(rounded), parsed(exact)
     if (
         number is None
         or expression is None
@@ -286,83 +268,6 @@ def _is_rounding(rounded: str, exact: str) -> bool:
         return False
     places = len(rounded.partition(".")[2].strip())
     return bool(
-        abs(expression.evalf(places + 20) - number.value.numerator / _library().sympy.Integer(number.value.denominator))
-        <= _library().sympy.Rational(1, 2 * 10**places)
+        abs(expression.evalf(places + 20) - number.value.numerator / library().sympy.Integer(number.value.denominator))
+        <= library().sympy.Rational(1, 2 * 10**places)
     )
-
-
-def symbolic_match(gold: str, given: str) -> Outcome:
-    """What math-verify says of two expressions, less what it says too easily.
-
-    That is: equations without unknowns, empty intervals, lists for a value, what has no value. Its time limits are off:
-    they work by signals and do not stop C code; the process has one that does.
-    """
-    wanted, offered = _parsed(gold), _parsed(given)
-    if wanted is None or offered is None:
-        return WRONG
-    sympy = _library().sympy
-    relation, empty = sympy.core.relational.Relational, sympy.S.EmptySet
-    listed = (sympy.FiniteSet, sympy.Tuple)
-    if offered in (sympy.nan, sympy.zoo):
-        return WRONG
-    if isinstance(wanted, relation) and isinstance(offered, relation) and wanted.free_symbols != offered.free_symbols:
-        return WRONG
-    if isinstance(offered, listed) and not isinstance(wanted, (*listed, sympy.Set)) and len(offered.args) != 1:
-        return Outcome(False, "several_answers")
-    if (wanted == empty) != (offered == empty) or (wanted == empty and not _EMPTY.search(gold)):
-        return WRONG
-    right = _library().verify(wanted, offered, timeout_seconds=None)
-    return MATCH if right else WRONG
-
-
-_EMPTY = re.compile(r"\\emptyset|\\\{\s*\\\}")
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> Any | None:
-    """The expression that a text is, None where it cannot be read as one."""
-    library = _library()
-    # Dollars would end the formula; a currency sign says nothing here.
-    formula = text.replace("$", "")
-    found = library.parse(f"${formula}$", extraction_config=library.config, parsing_timeout=None)
-    return found[0] if found and not isinstance(found[0], str) else None
-
-
-class _Library(msgspec.Struct, frozen=True):
-    parse: Any
-    verify: Any
-    config: Any
-    sympy: Any
-
-
-@lru_cache(maxsize=1)
-def _library() -> _Library:
-    # The package is an extra, and takes seconds to load: only the process that checks does.
-    import math_verify
-    import sympy
-
-    # It warns of the very thing that is done on purpose here, time limits switched off, and logs each text it cannot read.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=-1)]  # boxes are opened before
-    return _Library(math_verify.parse, math_verify.verify, config, sympy)
-
-
-def warm_up() -> None:
-    """Load all that a check may load while it runs; a confined process cannot open files."""
-    _library()
-    for gold, given in _WARM_UP:
-        symbolic_match(gold, given)
-    _parsed.cache_clear()
-
-
-_WARM_UP = (
-    (r"\frac{1}{3}+\sqrt{2}", r"\sqrt{2}+1/3"), ("x^2-1", "(x-1)(x+1)"), (r"\{1,x\}", r"\{x,1\}"),
-    ("(1,2]", "[1,2]"), ("x<2", "2>x"), (r"(-\infty,0)\cup(1,\infty)", r"(1,\infty)\cup(-\infty,0)"),
-    ("y=2x+1", "2y=4x+2"), ("x^2=4", "x^2-4=0"), ("x^2>4", "4<x^2"),
-    (r"\begin{pmatrix}1&x\\0&1\end{pmatrix}", r"\begin{bmatrix}1&x\\0&2\end{bmatrix}"), (r"\sin^2 x+\cos^2 x", "1"),
-    (r"e^{i\pi}", "-1"), (r"\log_2 8", "3"), (r"\int_0^1 x^2 dx", r"\frac{1}{3}"),
-    (r"\sum_{i=1}^{n} i", r"\frac{n(n+1)}{2}"), (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
-    (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"), ("5!", "120"), (r"|x|", r"\sqrt{x^2}"), ("x<2", r"(-\infty,2)"),
-    ("1<x<2", "(1,2)"), (r"\frac{d}{dx}x^2", "2x"), (r"\arctan 1", r"\frac{\pi}{4}"), (r"\lfloor 3.5\rfloor", "3"),
-    (r"\prod_{i=1}^{3} i", "6"), ("0.5x", r"\frac{x}{2}"), (r"\sqrt[3]{2}", "2^{1/3}"),
-)  # fmt: skip

@@ -92,6 +92,7 @@ def test_a_wrong_argument_is_refused_when_the_trainer_is_made(arguments, says):
     [
         (["smollm2-135m", [{"prompt": "a"}], reward], r"^data\.train: is list, not a path$"),
         (["smollm2-135m", "a.jsonl", "rewards.py:score"], r"^reward_fn: give the function itself"),
+        (["smollm2-135m", "a.jsonl", RegexVerifier], r"^reward_fn: give RegexVerifier\(\.\.\.\), not the class$"),
     ],
 )
 def test_what_is_given_in_the_wrong_form_is_told_what_it_should_be(given, says):

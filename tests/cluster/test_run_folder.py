@@ -183,3 +183,11 @@ def test_what_a_run_learns_from_is_kept_with_it(folder: RunFolder) -> None:
     data.check_unchanged(data, folder.data)
     with pytest.raises(UserError, match=r"reward\.function: /r\.py is not what it was"):
         data.check_unchanged(RunData(data.files[:1]), folder.data)
+
+
+@pytest.mark.parametrize("name", ["data.json", "samples.jsonl", "ledger.jsonl", "model", "report.html"])
+def test_what_a_user_has_under_a_name_that_a_run_writes_is_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    with pytest.raises(UserError, match=f"holds {name}, which a run would write over"):
+        RunFolder(tmp_path).create()
+    assert (tmp_path / name).read_text() == '{"prompt": "a"}\n{"prompt": "b"}'

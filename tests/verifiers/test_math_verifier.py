@@ -496,3 +496,33 @@ def test_the_last_box_is_preferred_to_words():
     assert find_answer(r"The answer is 7, so \boxed{42}", require_box=False, thinking_end=None).values == ("42",)
     with pytest.raises(AnswerFault):
         find_answer("nothing", require_box=True, thinking_end=None)
+
+
+@pytest.mark.parametrize(
+    ("gold", "given"),
+    [
+        (r"\pi", r"|\infty|"),
+        (r"\frac{\pi}{4}", r"|\infty^{\pi}|"),
+        (r"\{\sqrt2,-\sqrt2\}", r"|\infty^{\pi}|"),
+        (r"\sqrt{2}", r"|\ln 0|"),
+        ("e^{-40}", "e^{-50}"),
+        (r"\frac{R}{r}", r"\frac{r}{R}"),
+        (r"\pi(R^2-r^2)", "0"),
+        (r"\binom{N}{n}", "1"),
+        ("f'(x)", "f(x)"),
+        ("y'=2x", "y=2x"),
+        ("y''+2y'=0", "y'+2y''=0"),
+        ("(fg)'", "fg"),
+        (r"\int e^{x^2} dx", "7"),
+    ],
+)
+def test_what_the_library_takes_for_equal_and_is_not_fails(verifier, gold, given):
+    assert verifier.check_row({"answer": gold}) is None
+    assert verifier.verify(Sample(rf"\boxed{{{given}}}", {"answer": gold})).kind is VerdictKind.FAIL
+
+
+@pytest.mark.parametrize(
+    ("gold", "given"), [(r"\infty", r"+\infty"), ("y'=2x", "2x=y'"), ("f'(x)+1", r"1+f^{\prime}(x)"), ("2R-r", "-r+2R")]
+)
+def test_what_the_guards_look_at_still_passes(verifier, gold, given):
+    assert verifier.verify(Sample(rf"\boxed{{{given}}}", {"answer": gold})).kind is VerdictKind.PASS

@@ -120,8 +120,9 @@ def library() -> _Library:
 
     # R and r are two radii. What math-verify calls has no such setting; the default that it takes does.
     convert = latex2sympy2_extended.latex2sympy
-    *others, setting = convert.__defaults__ or ()
-    convert.__defaults__ = (*others, dataclasses.replace(setting, lowercase_symbols=False))
+    defaults = list(convert.__defaults__ or ())
+    defaults[-1] = dataclasses.replace(defaults[-1], lowercase_symbols=False)
+    convert.__defaults__ = tuple(defaults)
     # It warns of the very thing that is done on purpose here, time limits switched off, and logs each text it cannot read.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=-1)]  # boxes are opened before

@@ -26,6 +26,7 @@ from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.errors import RunFailed, original
 from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
+from headrace.cluster.run_records import MAX_MEMBERS
 from headrace.cluster.serving_dtype import settle_dtype
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError, WrongValue, cause_line
@@ -98,8 +99,8 @@ def status(
 @app.command()
 def scale(
     run: RunArgument,
-    rollout: Annotated[int | None, typer.Option(min=1, help="Generators.")] = None,
-    verification: Annotated[int | None, typer.Option(min=1, help="Verification workers.")] = None,
+    rollout: Annotated[int | None, typer.Option(min=1, max=MAX_MEMBERS, help="Generators.")] = None,
+    verification: Annotated[int | None, typer.Option(min=1, max=MAX_MEMBERS, help="Verification workers.")] = None,
 ) -> None:
     """Change the number of members of a live run's pools; what is too many finishes its work first."""
     if rollout is None and verification is None:

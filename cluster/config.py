@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from headrace.cluster.run_records import MAX_MEMBERS
+
 FilePath = Annotated[Path, Field(strict=False)]  # a string in TOML
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -161,7 +163,7 @@ class AlgorithmSection(Section):
 
 
 class RolloutSection(Section):
-    generators: Changeable[int] = Field(default=1, ge=1)
+    generators: Changeable[int] = Field(default=1, ge=1, le=MAX_MEMBERS)
     """Members of the rollout pool at the start; `headrace scale` changes it live."""
     max_staleness: int = Field(default=1, ge=0)
     """Learner version minus the oldest version in a group; 0 is on-policy. Kept by admission, not by dropping."""
@@ -239,7 +241,7 @@ class RolloutSection(Section):
 
 
 class VerificationSection(Section):
-    workers: Changeable[int] = Field(default=1, ge=1)
+    workers: Changeable[int] = Field(default=1, ge=1, le=MAX_MEMBERS)
     """Members of the verification pool at the start."""
     cpus: Changeable[float] = Field(default=0.5, ge=0)
     timeout_seconds: Changeable[float] = Field(default=30, gt=0)
@@ -250,7 +252,7 @@ class VerificationSection(Section):
 
 
 class LearnerSection(Section):
-    ranks: Changeable[int] = Field(default=1, ge=1)
+    ranks: Changeable[int] = Field(default=1, ge=1, le=MAX_MEMBERS)
     learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """From the learning rate to a tenth of it over job.steps."""

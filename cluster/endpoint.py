@@ -23,11 +23,13 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from headrace.cluster.metrics import QUEUE_MEMBER
-from headrace.cluster.run_records import MemberState, RunStatus
+from headrace.cluster.run_records import MAX_MEMBERS, MemberState, RunStatus
 from headrace.verifiers.errors import UserError, WrongValue
 from headrace.verifiers.telemetry import LOOPBACK, WILDCARDS
 
 CLIENT_SECONDS = 10.0
+
+Members = Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)]
 
 
 class ControllerAddress(msgspec.Struct, frozen=True):
@@ -41,8 +43,8 @@ class ControllerAddress(msgspec.Struct, frozen=True):
 class ScaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Members that the pools should have; None leaves a pool as it is."""
 
-    rollout: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    verification: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    rollout: Members | None = None
+    verification: Members | None = None
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> WrongValue:

@@ -11,12 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
+import grpc
 import msgspec
 import psutil
 import ray
 import structlog
 from ray._private import utils as ray_utils  # for what `ray.init` leaves no choice
+from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS  # no HTTP proxy
 from ray._private.state import available_resources_per_node  # DeveloperAPI, and nowhere else by node
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
@@ -31,6 +36,7 @@ from headrace.verifiers.telemetry import LOOPBACK
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 5.0
+NO_CLUSTER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
 FREE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # for the processes of a cluster of our own to end by themselves
@@ -187,12 +193,27 @@ def started_in(process: psutil.Process, scratch: str) -> bool:
 
 
 def check_answers(address: str) -> None:
-    """Ray itself waits for minutes where nobody listens. Raises UserError; addresses without a port are Ray's to resolve."""
+    """Ray itself waits for minutes where nobody listens, and without end, deaf to Ctrl-C, where somebody else does.
+
+    Addresses without a port are Ray's to resolve.
+
+    Raises:
+        UserError: within seconds, nothing at `address` answers as a Ray cluster does.
+    """
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_SECONDS)
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {reason.lower()}") from error
+    except grpc.RpcError as error:
+        if error.code() not in NO_CLUSTER:  # one that wants a token, for example: Ray says what it lacks
+            return
+        raise UserError(
+            f"RAY_ADDRESS: something listens at {address!r}, but it is no Ray cluster: it wants the address that "
+            "`ray start --head` prints for joining (port 6379), not the dashboard's (8265) or the client's (10001)"
+        ) from error

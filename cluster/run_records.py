@@ -11,6 +11,7 @@ import msgspec
 
 from headrace.verifiers.records import LEARNER_PHASES
 
+MAX_MEMBERS = 10_000  # of a pool; each is placed on paper before any starts
 PHASE_ENDED = ": done"  # behind a phase that is over, until the next begins
 
 

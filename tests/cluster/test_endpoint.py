@@ -101,6 +101,7 @@ async def test_scaling_names_the_pools_and_answers_with_the_status(served):
     [
         (b'{"rollout": 0}', "Expected `int` >= 1"),
         (b'{"rollout": 2, "verification": 0}', "Expected `int` >= 1"),
+        (b'{"rollout": 20000000}', "Expected `int` <= 10000"),
         (b'{"rolout": 2}', "unknown field `rolout`"),
         (b'{"rollout": "two"}', "Expected `int | null`, got `str`"),
         (b'{"rollout": 1.5}', "Expected `int | null`"),

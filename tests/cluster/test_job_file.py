@@ -142,6 +142,10 @@ def test_a_command_line_value_takes_the_place_of_the_files(write, words, section
             "--rollout.gpus: tensor_parallel_size is 1, so a generator needs 1 GPU(s), and gpus is 4",
         ),
         (["--job.steps", "0"], "--job.steps: input should be greater than or equal to 1, not 0"),
+        (
+            ["--verification.workers", "20000000"],
+            "--verification.workers: input should be less than or equal to 10000, not 20000000",
+        ),
         (["--job.stepps", "3"], "--job.stepps: unknown key `stepps`; did you mean `steps`?"),
         (["--lerner.ranks", "3"], "--lerner.ranks: unknown key `lerner`; did you mean `learner`?"),
         (["--learner.learning-rate", "fast"], "--learner.learning-rate: input should be a valid number"),

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -204,6 +207,39 @@ def test_a_cluster_that_cannot_be_joined_is_named_with_what_a_token_needs(letter
     ):
         pass
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"])
+def test_who_listens_and_is_no_cluster_is_told_before_ray_waits_for_it(letters_job, fake, monkeypatch, answer):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 1.0)
+    with listener(answer) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        fake.failure = AssertionError("asked Ray, which would wait without end")
+        with (
+            pytest.raises(UserError, match=f"something listens at '{address}', but it is no Ray cluster"),
+            ray_cluster(load_job(letters_job), Interrupts()),
+        ):
+            pass
+
+
+@contextmanager
+def listener(answer: bytes) -> Iterator[str]:
+    """Its address; it sends `answer` to whoever connects, or nothing."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if answer:
+                self.request.sendall(answer)
+            while self.request.recv(1024):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield "{}:{}".format(*server.server_address)
+        server.shutdown()
+        thread.join()
 
 
 def test_a_cluster_that_the_process_is_in_already_is_left_alone(letters_job, fake, monkeypatch):

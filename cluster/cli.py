@@ -28,6 +28,7 @@ from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import MAX_MEMBERS
 from headrace.cluster.serving_dtype import settle_dtype
+from headrace.cluster.standard_output import run_console
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError, WrongValue, cause_line
 
@@ -59,7 +60,7 @@ def run(
     if print_config:
         sys.stdout.write(dump_job(settle_dtype(config)))
         return
-    display = make_display(Console())
+    display = make_display(run_console())
     try:
         try:
             display.event("reading the data")

@@ -160,7 +160,6 @@ class PlainDisplay:
         self._last_line = self._clock() if now is None else now
         elapsed = clock_time(self._last_line - self._started)
         self._console.print(f"{elapsed} {line}", markup=False, highlight=False, soft_wrap=True)
-        self._console.file.flush()
 
 
 def step_line(record: StepRecord, steps: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = signal.SIGHUP  # the terminal has closed
 TAKE_BACK_SECONDS = 0.002  # for how long a signal may be somebody else's
 
 
@@ -31,11 +32,14 @@ def run_to_end(main: Coroutine[Any, Any, Result]) -> Result:
 
 
 class Interrupts:
-    """SIGINT and SIGTERM as calls in the run's event loop, while the `with` block goes on.
+    """SIGINT, SIGTERM and SIGHUP as calls in the run's event loop, while the `with` block goes on.
 
     A signal that comes before the loop is kept for it, so that what is being started can be ended in order. A second one
     breaks off a start (`breaking_off`) with KeyboardInterrupt, and nothing else: ending what was started is never
     interrupted, whether the start was broken off, failed, or led to a run.
+
+    A closing terminal sends SIGHUP, and its shell another one: it is a call where nothing came before, and never the second.
+    Whoever ignores it, as nohup does, is not asked to end.
 
     Python runs signal handlers in the main thread, whatever it waits for, and only there can they be set: a run that is
     started from another thread gets none.
@@ -43,13 +47,15 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
+        self._seen = False
         self._early = 0  # signals that came before anybody could take them
         self._starting = False
         self._take: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._arrived) for number in SIGNALS}
+            taken = SIGNALS if signal.getsignal(HANGUP) is signal.SIG_IGN else (*SIGNALS, HANGUP)
+            self._before = {number: signal.signal(number, self._arrived) for number in taken}
         return self
 
     def __exit__(
@@ -110,6 +116,9 @@ class Interrupts:
             take()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP and self._seen:
+            return
+        self._seen = True
         if self._take is not None:
             self._take()
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -71,7 +72,7 @@ def ray_cluster(job: JobConfig, interrupts: Interrupts) -> Iterator[ClusterInfo]
         check_answers(address)
     with environment(RAY_SETTINGS), nullcontext() if address else scratch_folder() as scratch:
         try:
-            with interrupts.breaking_off(), sigterm_left_alone():
+            with interrupts.breaking_off(), sigterm_left_alone(), hangup_held_back():
                 start_ray(job, address, scratch)
                 nodes = ray_nodes(ray.nodes())
                 custom = custom_resources(nodes)
@@ -95,6 +96,17 @@ def sigterm_left_alone() -> Iterator[None]:
         yield
     finally:
         ray_utils.set_sigterm_handler = before
+
+
+@contextmanager
+def hangup_held_back() -> Iterator[None]:
+    """What is started meanwhile never gets SIGHUP: a terminal that closes sends it to all of its processes, and a run that
+    is to end in order needs its cluster until then. One for this process itself comes when the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
-from rich.console import Console
 
 from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.config import CHANGEABLE, JobConfig, RolloutSection, Section
@@ -29,6 +28,7 @@ from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
 from headrace.cluster.serving_dtype import settle_dtype
+from headrace.cluster.standard_output import run_console
 from headrace.cluster.waits import Stopped
 from headrace.learner.optimizer import scheduled_rate
 from headrace.verifiers import telemetry
@@ -61,7 +61,7 @@ def run_job(
         UserError: the input is wrong, found before a model is loaded.
     """
     started = time.time() if started is None else started
-    display = make_display(Console()) if display is None else display
+    display = make_display(run_console()) if display is None else display
     folder = RunFolder.of(job)
     summary = None
     try:

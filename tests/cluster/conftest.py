@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -69,6 +70,11 @@ def shared_memory() -> SharedMemory:
     return SharedMemory()
 
 
+def heed_hangups() -> None:
+    """As from a terminal, also where whoever runs the tests does so under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Run:
     """A run in a process of its own."""
 
@@ -78,7 +84,9 @@ class Run:
         self.mark = f"HEADRACE_TEST_RUN={uuid.uuid4().hex}"
         environment = dict(os.environ, **dict([self.mark.split("=")]))
         with output.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=heed_hangups
+            )
 
     def finish(self) -> int:
         return self.process.wait(DEADLINE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.cluster.event_loop import SIGNALS, Interrupts, run_to_end
+from headrace.cluster.event_loop import HANGUP, SIGNALS, Interrupts, run_to_end
 
 
 async def where() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
@@ -58,6 +58,40 @@ def test_a_signal_reaches_a_run_in_the_main_thread(number):
 async def test_a_signal_reaches_a_run_that_the_main_thread_waits_for(number):
     with Interrupts() as interrupts:
         assert run_to_end(interrupted(interrupts, number))
+
+
+@pytest.fixture
+def heeded_hangup():
+    """As from a terminal, also where whoever runs the tests does so under nohup."""
+    before = signal.signal(HANGUP, signal.SIG_DFL)
+    yield
+    signal.signal(HANGUP, before)
+
+
+async def calls_of(interrupts: Interrupts, *numbers: int) -> int:
+    """How many calls these signals are, the last of them, SIGTERM, included."""
+    calls: list[None] = []
+    interrupts.deliver_to(lambda: calls.append(None))
+    arrive(*numbers, signal.SIGTERM)
+    end = asyncio.get_running_loop().time() + 10
+    while not calls and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return len(calls)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "calls"), [((HANGUP,), 2), ((HANGUP, HANGUP), 2), ((signal.SIGINT, HANGUP), 2), ((), 1)]
+)
+def test_a_closing_terminal_asks_once_and_never_for_more(heeded_hangup, numbers, calls):
+    with Interrupts() as interrupts:
+        assert run_to_end(calls_of(interrupts, *numbers)) == calls
+
+
+def test_an_ignored_hangup_stays_ignored(heeded_hangup):
+    signal.signal(HANGUP, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        assert run_to_end(calls_of(interrupts, HANGUP)) == 1
 
 
 def test_a_signal_that_comes_too_early_is_kept():

@@ -127,6 +127,19 @@ def test_what_a_start_that_was_broken_off_has_started_is_told_to_end(letters_job
     assert (tmp_path / "told").exists(), "it was left to itself until it had to be killed"
 
 
+def test_what_a_cluster_starts_outlives_a_closing_terminal_and_this_process_does_not_hold_it_back(letters_job, fake):
+    masks: list[int] = []
+
+    def start_one() -> None:
+        status = subprocess.run(["grep", "SigBlk", "/proc/self/status"], capture_output=True, check=True, text=True)
+        masks.append(int(status.stdout.split()[1], 16))
+
+    fake.while_starting = start_one
+    with ray_cluster(load_job(letters_job), Interrupts()):
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert masks[0] >> (signal.SIGHUP - 1) & 1
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("no room for the object store"), KeyError("a bug of Ray's")])
 def test_a_cluster_that_does_not_start_leaves_no_folder_and_no_process(letters_job, fake, failure):
     fake.failure = failure

@@ -82,7 +82,8 @@ def test_a_stopped_run_resumes_in_turns_and_trains_every_prompt_once(start):
     slowly = ("--rollout.engine.token-seconds", "0.02")  # generation takes longer than learning does
     run = start("--job.steps", "40", *slowly, "--checkpoint.every", "0")
     run.until(lambda status: status.step >= 3, "at step 3")
-    run.process.send_signal(signal.SIGINT)
+    for _ in range(2):  # the terminal closes: the system tells all of its processes, and the shell does again
+        os.killpg(run.process.pid, signal.SIGHUP)
     assert run.finish() == 130, run.output.read_text()[-3000:]
     stopped_at = len(run.steps())
     saved = CheckpointStore(run.folder.checkpoints, 2).newest()

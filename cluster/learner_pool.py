@@ -80,7 +80,11 @@ class LearnerPool:
             for rank, share in zip(self._ranks, shares, strict=True)
         ]
         self.settled = False
-        reports: list[StepReport] = await gather_ranks("train_step", calls, STEP_SECONDS)
+        try:
+            reports: list[StepReport] = await gather_ranks("train_step", calls, STEP_SECONDS)
+        except FloatingPointError:
+            self.settled = True  # every rank has refused the step: they hold what they held before
+            raise
         self.steps, self.settled = step, True
         self.busy_seconds += max(report.seconds for report in reports)
         slowest = max(reports, key=lambda report: report.fetch_seconds)

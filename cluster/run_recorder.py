@@ -146,7 +146,10 @@ class RunRecorder:
         held = tree_pss_bytes()
         if held > self._peak_memory:
             self._peak_memory = held
-            self._folder.write_peak_memory(held)
+            try:
+                self._folder.write_peak_memory(held)
+            except OSError as error:  # of use to a resumed run, and nothing to end this one for
+                log.warning("peak_memory_not_written", error=str(error))
 
     async def status(self) -> RunStatus:
         if self.queue is not None:

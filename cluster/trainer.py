@@ -195,9 +195,7 @@ async def _run(
     watching = asyncio.create_task(recorder.watch(), name="watch the run")
     running = asyncio.create_task(controller.run(), name="the run")
     try:
-        done, _ = await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await watched(running, watching, controller.request_stop)
     except Stopped:
         recorder.event(f"stopped on request; {'go on' if checkpoints.newest() else 'begin anew'} with --resume")
     finally:
@@ -209,6 +207,22 @@ async def _run(
             ending.push_async_callback(fleet.close)
             ending.push_async_callback(end_task, running)
     return recorder.summary
+
+
+async def watched(running: asyncio.Task[None], watching: asyncio.Task[None], stop: Callable[[], None]) -> None:
+    """Until the run has ended. Where the watching fails, the run is stopped in order first, which saves what is learned.
+
+    Raises:
+        Stopped, RunFailed, RayError, OSError: what the run ended with.
+        Exception: what the watching failed with.
+    """
+    await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done() and (failure := watching.exception()) is not None:
+        log.error("watching_failed", exc_info=failure)
+        stop()
+        await asyncio.wait({running})
+        raise failure from running.exception()
+    running.result()
 
 
 async def end_task(task: asyncio.Task[Any]) -> None:

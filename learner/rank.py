@@ -276,13 +276,18 @@ class LearnerRank:
             self.policy.set_reshard_after_backward(last)
 
     def _optimizer_step(self, optimizer: AdamW, learning_rate: float) -> float:
-        """Clip the gradients, step, forget them; the norm of the whole gradient before clipping."""
+        """Clip the gradients, step, forget them; the norm of the whole gradient before clipping.
+
+        Raises:
+            FloatingPointError: on all ranks, since the norm is everybody's: it is not finite. Nothing is changed.
+        """
         set_learning_rate(optimizer, learning_rate)
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         norm = get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if not bool(torch.isfinite(norm)):
+            optimizer.zero_grad()
             raise FloatingPointError(
                 f"the gradient of step {self.step + 1} is not finite (norm {float(norm)}): the weights stay as they are"
             )

@@ -118,7 +118,14 @@ async def test_a_rank_that_dies_ends_the_call_with_its_name():
     pool = LearnerPool([FakeRank(0), FakeRank(1, train_step=RayActorError())], SETTINGS)
     with pytest.raises(PoolFailed, match="learner-1 is lost"):
         await pool.train_step([taken("a", 1)], 1)
-    assert pool.steps == 0
+    assert pool.steps == 0 and not pool.settled
+
+
+async def test_a_step_that_all_ranks_refuse_leaves_them_as_they_were():
+    pool = LearnerPool([FakeRank(rank, train_step=FloatingPointError("not finite")) for rank in (0, 1)], SETTINGS)
+    with pytest.raises(FloatingPointError):
+        await pool.train_step([taken("a", 1)], 1)
+    assert pool.steps == 0 and pool.settled
 
 
 async def test_an_error_in_a_rank_comes_through_as_it_is():

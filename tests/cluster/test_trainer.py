@@ -24,7 +24,9 @@ from headrace.cluster.trainer import (
     scaler,
     schedule_notice,
     too_long_notice,
+    watched,
 )
+from headrace.cluster.waits import Stopped
 from headrace.verifiers.errors import UserError
 
 SMALL_ENGINE = "headrace.actors.small_engine:SmallEngine"
@@ -242,6 +244,33 @@ async def test_one_pool_makes_room_for_the_other():
     await scale(ScaleRequest(1, 3))
     await scale(ScaleRequest(3, 1))
     assert fleet.changes[2:] == [("rollout", 1), ("verification", 3), ("verification", 1), ("rollout", 3)]
+
+
+async def saves_when_stopped(stop: asyncio.Event, saved: list[str]) -> None:
+    await stop.wait()
+    saved.append("checkpoint")
+    raise Stopped
+
+
+async def test_a_run_whose_watching_fails_is_stopped_in_order_and_told_why():
+    stop, saved = asyncio.Event(), list[str]()
+
+    async def watch() -> None:
+        raise OSError("no space left on device")
+
+    running, watching = asyncio.create_task(saves_when_stopped(stop, saved)), asyncio.create_task(watch())
+    with pytest.raises(OSError, match="no space left"):
+        await watched(running, watching, stop.set)
+    assert saved == ["checkpoint"]
+
+
+async def test_a_run_ends_with_its_own_failure_while_it_is_watched():
+    stop = asyncio.Event()
+    stop.set()
+    watching = asyncio.create_task(asyncio.Event().wait())
+    with pytest.raises(Stopped):
+        await watched(asyncio.create_task(saves_when_stopped(stop, [])), watching, stop.clear)
+    watching.cancel()
 
 
 class FakeController:

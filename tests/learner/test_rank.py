@@ -213,6 +213,20 @@ def test_a_batch_without_a_gradient_leaves_the_weights_alone(rank: LearnerRank):
     assert all(after[name].equal(before[name]) for name in before)
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_forgotten(
+    rank: LearnerRank, llama_folder: Path, free_port: int
+):
+    before = scenario.weights(rank)
+    broken = scenario.random_groups(1)
+    broken[0].completions[0].logprobs[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="the gradient of step 1 is not finite"):
+        rank.train_step(broken, 1)
+    after = scenario.weights(rank)
+    assert rank.step == 0
+    assert all(after[name].equal(before[name]) for name in before)
+    assert rank.train_step(scenario.random_groups(1), 1).grad_norm > 0, "nothing is left of it"
+
+
 def test_gradient_is_clipped_to_the_norm(llama_folder: Path, free_port: int):
     # With plain momentum-free moments the first AdamW step does not show the gradient's size; its moments do.
     rank = start(scenario.settings_for(llama_folder, grad_clip=1e-3), free_port)

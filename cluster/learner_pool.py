@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -15,15 +16,16 @@ import torch
 from ray.exceptions import RayActorError
 
 from headrace.cluster.deadlines import within
-from headrace.cluster.errors import PoolFailed
+from headrace.cluster.errors import PoolFailed, RunFailed
 from headrace.cluster.members import Requirements
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState, MemberStatus, Pool
 from headrace.learner.advantages import most_varied
+from headrace.learner.checkpoint import check_whole
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample
 from headrace.learner.worker import LearnerWorker, RankReport, Snapshot, StepReport, WorkerSettings
-from headrace.verifiers.errors import cause_line
+from headrace.verifiers.errors import UserError, cause_line
 
 log = structlog.get_logger()
 
@@ -108,7 +110,19 @@ class LearnerPool:
         return answers[0]
 
     async def save(self, folder: str) -> float:
-        return max(await self._all("save", folder))
+        """The seconds of the slowest rank.
+
+        Raises:
+            RunFailed: what the ranks wrote is not to be seen from here, where the run is taken up again.
+        """
+        seconds = max(await self._all("save", folder))
+        try:
+            await asyncio.to_thread(check_whole, Path(folder))
+        except UserError as error:
+            raise RunFailed(
+                f"{error}, though all ranks have written theirs: job.run_dir must be a folder that all nodes share"
+            ) from error
+        return seconds
 
     async def load(self, folder: str) -> int:
         """The step that the checkpoint was written after."""

@@ -1,4 +1,4 @@
-"""The console of a run, which goes on when nobody reads it any more: `headrace run JOB.toml | head`, a terminal that closed."""
+"""The console of a run, which goes on when nobody reads it any more: `headrace run JOB.toml | head`, a closed terminal."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from torch.optim import AdamW
 
 from headrace.learner.policy import Policy, load_policy
 from headrace.learner.settings import torch_dtype
-from headrace.verifiers.errors import UserError
+from headrace.verifiers.errors import UserError, cause_line
 
 # What a model folder holds beside its weights and configuration.
 SIDE_FILES = (
@@ -68,7 +69,7 @@ def load(
     Raises:
         UserError: no complete checkpoint in `folder`, or one of another model, or none of the reference policy.
     """
-    held = _metadata(folder).state_dict_metadata
+    held = check_whole(folder).state_dict_metadata
     if reference is not None and not any(name.startswith("reference.") for name in held):
         raise UserError(
             f"{folder}: the checkpoint has no reference policy: algorithm.kl_coef was 0 when it was written"
@@ -96,7 +97,7 @@ def load_weights(folder: Path, policy: Policy) -> int:
     Raises:
         UserError: no complete checkpoint in `folder`, or one of another model.
     """
-    _metadata(folder)
+    check_whole(folder)
     state = {"model": get_model_state_dict(policy), "step": 0}
     with warnings.catch_warnings():
         # As it is meant to be, where nothing is sharded.
@@ -106,11 +107,29 @@ def load_weights(folder: Path, policy: Policy) -> int:
     return state["step"]
 
 
-def _metadata(folder: Path) -> Metadata:
+def check_whole(folder: Path) -> Metadata:
+    """What `save` wrote in `folder`, by name: every rank's file is there in its full length.
+
+    Raises:
+        UserError: there is no complete checkpoint; names the first file that is missing or cut.
+    """
     try:
-        return FileSystemReader(folder).read_metadata()
+        metadata = FileSystemReader(folder).read_metadata()
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no complete learner checkpoint there (.metadata is missing)") from error
+    except (EOFError, pickle.UnpicklingError, AttributeError, ValueError) as error:
+        raise UserError(f"{folder}: the learner's checkpoint is damaged (.metadata: {cause_line(error)})") from error
+    lengths: dict[str, int] = {}
+    for part in metadata.storage_data.values():
+        end = part.offset + part.length
+        lengths[part.relative_path] = max(end, lengths.get(part.relative_path, 0))
+    for name, length in sorted(lengths.items()):
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found is None or found < length:
+            wrong = "is missing" if found is None else f"has {found} bytes of {length}"
+            raise UserError(f"{folder}: no complete learner checkpoint there ({name} {wrong})")
+    return metadata
 
 
 def _read(state: dict[str, Any], folder: Path) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch.distributed.checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
 from headrace.actors.generator import group_numbers as numbers_of
-from headrace.cluster.errors import PoolFailed
+from headrace.cluster.errors import PoolFailed, RunFailed
 from headrace.cluster.learner_pool import LearnerPool, gather_ranks, group_tokens, share_groups
 from headrace.cluster.queue_actor import TakenGroup
 from headrace.cluster.run_records import MemberState
@@ -107,11 +108,24 @@ async def test_supervised_examples_are_dealt_out_one_by_one():
     assert [rank.calls[0][1] for rank in ranks] == [examples[0::2], examples[1::2]]
 
 
-async def test_saving_takes_as_long_as_its_slowest_rank_and_loading_says_the_step():
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+async def test_saving_takes_as_long_as_its_slowest_rank_and_loading_says_the_step(tmp_path):
+    torch.distributed.checkpoint.save({"weight": torch.zeros(4)}, checkpoint_id=tmp_path, no_dist=True)
     pool = LearnerPool([FakeRank(0), FakeRank(1)], SETTINGS)
-    assert await pool.save("folder") == 2.0
+    assert await pool.save(str(tmp_path)) == 2.0
     assert await pool.load("folder") == 7
     assert pool.steps == 7
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+async def test_what_a_rank_has_saved_where_nobody_else_sees_it_is_no_checkpoint(tmp_path):
+    torch.distributed.checkpoint.save({"weight": torch.zeros(4)}, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "__0_0.distcp").unlink()
+    pool = LearnerPool([FakeRank(0), FakeRank(1)], SETTINGS)
+    with pytest.raises(
+        RunFailed, match=r"__0_0\.distcp is missing.*job\.run_dir must be a folder that all nodes share"
+    ):
+        await pool.save(str(tmp_path))
 
 
 async def test_a_rank_that_dies_ends_the_call_with_its_name():

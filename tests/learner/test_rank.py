@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import stat
 import warnings
 from collections.abc import Iterator
@@ -390,6 +391,21 @@ def test_computing_in_bfloat16_keeps_float32_weights(llama_folder: Path, free_po
 def test_a_folder_without_a_checkpoint_is_one_line(rank: LearnerRank, tmp_path: Path):
     with pytest.raises(UserError, match="no complete learner checkpoint"):
         rank.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: os.truncate(folder / ".metadata", 40), r"damaged \(\.metadata: "),
+        (lambda folder: os.truncate(folder / "__0_0.distcp", 40), r"__0_0\.distcp has 40 bytes of \d+"),
+        (lambda folder: (folder / "__0_0.distcp").unlink(), r"__0_0\.distcp is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_with_the_file(rank: LearnerRank, tmp_path: Path, damage, says):
+    rank.save(tmp_path / "checkpoint")
+    damage(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=says):
+        rank.load(tmp_path / "checkpoint")
 
 
 def test_another_models_checkpoint_is_refused(rank: LearnerRank, qwen_folder: Path, free_port: int, tmp_path: Path):

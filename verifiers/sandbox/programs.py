@@ -96,6 +96,7 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
     box.wait(lambda: bool(code.answers) or code.ended is not None)
     first = [code.answers.popleft()] if code.answers else []
     carried = _carry(box, code, judge) if _is_defined(first) else _Carried()
+    at_work = not judge.fault and not judge.ended_by_itself  # the test still was, when it was broken off
     code_end, judge_end = _finish(box, code), _finish(box, judge)
     if STARVED in (code_end[0], judge_end[0]):
         return TestResult(False, STARVED)
@@ -107,6 +108,8 @@ def run_test(box: Box, source: str, entry_point: str, prelude: str, test: str) -
         return TestResult(False, code_end[0] or "early_exit", code_end[1])
     if code_end[0] and carried.answered:
         return TestResult(False, *code_end)
+    if at_work and not carried.answered:
+        return TestResult(False, code_end[0] or "early_exit", code_end[1])
     reason, message = judge_end[0] or code_end[0] or "early_exit", judge_end[1]
     if carried.answered:  # by what it was answered: a number too large to count to, a text too long to print
         return TestResult(False, reason, f"in the test, after {carried.answered} answers {message}".rstrip())

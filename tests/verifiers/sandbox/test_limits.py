@@ -12,6 +12,7 @@ from headrace.verifiers.sandbox.plan import BoxPlan, Limits
 from headrace.verifiers.sandbox.probe import probe
 from headrace.verifiers.sandbox.programs import call_function, run_command, run_script, run_test
 from headrace.verifiers.sandbox.sandbox import Sandbox
+from tests.verifiers.sandbox.attacks import SPEAK
 
 LIMITS = Limits(
     wall_seconds=10, cpu_seconds=1, memory_bytes=96 << 20, processes=6, file_bytes=1 << 20, scratch_bytes=2 << 20, open_files=20,
@@ -200,6 +201,26 @@ def test_a_test_that_is_wrong_itself_is_not_held_against_the_code(box, test, fau
     result = run_test(box, "def f(x): return x", "f", "", test)
     assert not result.passed and not result.reason
     assert fault in result.test_fault
+
+
+LATE = "import threading\ndef f(x): return x\ndef soon(work): threading.Timer(0.1, work).start()\n"
+
+
+@pytest.mark.parametrize(
+    ("leaving", "reason"),
+    [
+        ("import os\nsoon(lambda: os._exit(0))", "early_exit"),
+        (SPEAK + "host = speaker()\nsoon(lambda: os.write(host._descriptor, b'\\0\\0\\0\\2no'))", "bad_answer"),
+        (SPEAK + "host = speaker()\nsoon(lambda: os.close(host._descriptor) or os._exit(3))", "early_exit"),
+        ("def burn():\n    while True: pass\nsoon(burn)", "timeout"),
+        ("import ctypes\nsoon(lambda: ctypes.string_at(8))", "crash"),
+    ],
+)  # fmt: skip
+def test_code_that_breaks_off_before_it_is_called_cannot_put_it_on_the_test(box, leaving, reason):
+    test = "import time\ntime.sleep(4)\ndef check(f): assert f(1) == 1"
+    result = run_test(box, LATE + leaving, "f", "", test)
+    assert not result.passed and not result.test_fault
+    assert result.reason == reason
 
 
 @pytest.mark.parametrize("bomb", ["10 ** 12", "'x' * 40000"])

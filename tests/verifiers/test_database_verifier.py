@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import psycopg
 import pytest
@@ -740,3 +740,14 @@ def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"headrace.verifiers.database.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_numbers_of_many_digits_are_compared_in_little_time():
+    # As many digits as PostgreSQL's numeric may have before its point; to make integers of them takes minutes.
+    with localcontext() as context:
+        context.prec = 131_072
+        found, gold = ([(Decimal(10) ** 131_000 + start + i,) for i in range(100)] for start in (0, 100))
+    started = time.monotonic()
+    assert not same_multiset(found, gold, Comparison())
+    assert same_multiset(found, found[::-1], Comparison())
+    assert time.monotonic() - started < 10

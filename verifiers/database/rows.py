@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,11 +53,10 @@ def compare_rows(found: Rows, gold: Rows, *, ordered: bool, names: bool, how: Co
         return "wrong_columns"
     if names and [name.lower() for name in found.columns] != [name.lower() for name in gold.columns]:
         return "wrong_columns"
-    if ordered:
-        same_length = len(found.rows) == len(gold.rows)
-        if same_length and all(_same_row(*pair, how) for pair in zip(found.rows, gold.rows, strict=True)):
-            return ""
-    if not same_multiset(found.rows, gold.rows, how):
+    ours, golds = ([_comparable(row, how) for row in rows] for rows in (found.rows, gold.rows))
+    if ordered and len(ours) == len(golds) and all(map(partial(_same_row, how=how), ours, golds)):
+        return ""
+    if not _same_multiset(ours, golds, how):
         return "wrong_rows"
     return "wrong_order" if ordered else ""
 
@@ -77,43 +77,87 @@ def compare_states(found: State, gold: State, how: Comparison) -> tuple[str, str
 
 def same_multiset(found: Sequence[Row], gold: Sequence[Row], how: Comparison) -> bool:
     """Whether there is a pairing of all rows in which both of each pair are the same."""
+    return _same_multiset([_comparable(row, how) for row in found], [_comparable(row, how) for row in gold], how)
+
+
+class _Comparable(msgspec.Struct, frozen=True):
+    """A value, ready to be compared with many: to write a number out takes longer than to compare it."""
+
+    key: tuple[str, ...] | tuple[str, Value]  # equal for equal values, and never for one of another kind
+    number: float | None = None  # the nearest, where it is a number
+    whole: bool = False  # an integer by its type: the tolerance is not for it, unless the other is none
+
+
+_Compared = tuple[_Comparable, ...]
+
+
+def _comparable(row: Row, how: Comparison) -> _Compared:
+    return tuple(_value(value, how) for value in row)
+
+
+def _value(value: Value, how: Comparison) -> _Comparable:
+    """True is not 1, and 1 is not '1'."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return _Comparable((type(value).__name__, value))
+    kind = type(value).__name__ if how.exact_types else ""
+    return _Comparable(("number", kind, _digits(value)), _float(value), isinstance(value, int))
+
+
+def _digits(value: int | float | Decimal) -> str:
+    """The number in digits, the same for equal ones of any type. Text, since whoever chooses a number chooses its hash."""
+    number = Decimal(value)
+    if not number.is_finite():
+        return repr(float(number))
+    text = format(number, "f")  # takes as long as it is; PostgreSQL's have up to 131,072 digits before the point
+    return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
+
+
+def _float(value: int | float | Decimal) -> float:
+    """The nearest float; infinite for what is beyond all of them."""
+    try:
+        return float(value)
+    except OverflowError:  # of an integer; a Decimal gives infinity by itself
+        return math.inf if value > 0 else -math.inf
+
+
+def _same_multiset(found: Sequence[_Compared], gold: Sequence[_Compared], how: Comparison) -> bool:
     if len(found) != len(gold):
         return False
-    counts = Counter(_key(row, how) for row in found)
-    counts.subtract(_key(row, how) for row in gold)
+    counts = Counter(map(_key, found))
+    counts.subtract(map(_key, gold))
     if not any(counts.values()):
         return True
     # What is left can differ in the last digits of a number only.
-    groups: dict[Any, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
-    for row in _take(found, counts, how, sign=1):
-        groups[_shape(row, how)][0].append(row)
-    for row in _take(gold, counts, how, sign=-1):
-        groups[_shape(row, how)][1].append(row)
+    groups: dict[Any, tuple[list[_Compared], list[_Compared]]] = defaultdict(lambda: ([], []))
+    for row in _take(found, counts, sign=1):
+        groups[_shape(row)][0].append(row)
+    for row in _take(gold, counts, sign=-1):
+        groups[_shape(row)][1].append(row)
     return all(_pairable(one, other, how) for one, other in groups.values())
 
 
-def _take(rows: Sequence[Row], counts: Counter[Any], how: Comparison, sign: int) -> list[Row]:
+def _take(rows: Sequence[_Compared], counts: Counter[Any], sign: int) -> list[_Compared]:
     left = {key: sign * count for key, count in counts.items() if sign * count > 0}
     taken = []
     for row in rows:
-        key = _key(row, how)
+        key = _key(row)
         if left.get(key, 0):
             left[key] -= 1
             taken.append(row)
     return taken
 
 
-def _pairable(found: list[Row], gold: list[Row], how: Comparison) -> bool:
+def _pairable(found: list[_Compared], gold: list[_Compared], how: Comparison) -> bool:
     if len(found) != len(gold):
         return False
     by_numbers = sorted(found, key=_numbers), sorted(gold, key=_numbers)
-    if all(_same_row(*pair, how) for pair in zip(*by_numbers, strict=True)):
+    if all(map(partial(_same_row, how=how), *by_numbers)):
         return True
     # Rows whose first numbers are nearly equal may have changed places: search for another pairing.
     return len(found) <= _MOST_MATCHED and _matching(found, gold, how)
 
 
-def _matching(found: list[Row], gold: list[Row], how: Comparison) -> bool:
+def _matching(found: list[_Compared], gold: list[_Compared], how: Comparison) -> bool:
     """Kuhn's algorithm: a perfect matching of a bipartite graph by augmenting paths."""
     fits = [[place for place, other in enumerate(gold) if _same_row(row, other, how)] for row in found]
     partner: dict[int, int] = {}
@@ -130,62 +174,31 @@ def _matching(found: list[Row], gold: list[Row], how: Comparison) -> bool:
     return all(place(row, set()) for row in range(len(found)))
 
 
-def _same_row(found: Row, gold: Row, how: Comparison) -> bool:
+def _same_row(found: _Compared, gold: _Compared, how: Comparison) -> bool:
     return len(found) == len(gold) and all(_same(*pair, how) for pair in zip(found, gold, strict=True))
 
 
-def _same(found: Value, gold: Value, how: Comparison) -> bool:
-    if _value_key(found, how) == _value_key(gold, how):
+def _same(found: _Comparable, gold: _Comparable, how: Comparison) -> bool:
+    if found.key == gold.key:
         return True
-    if not (_is_number(found) and _is_number(gold)) or (isinstance(found, int) and isinstance(gold, int)):
+    if found.number is None or gold.number is None or (found.whole and gold.whole):
         return False
-    if how.exact_types and type(found) is not type(gold):
+    if how.exact_types and found.key[1] != gold.key[1]:
         return False
-    one, other = _float(found), _float(gold)
-    if not (math.isfinite(one) and math.isfinite(other)):
+    if not (math.isfinite(found.number) and math.isfinite(gold.number)):
         return False  # were they the same, their keys would be
-    return math.isclose(one, other, rel_tol=how.tolerance, abs_tol=_NEAR_ZERO)
+    return math.isclose(found.number, gold.number, rel_tol=how.tolerance, abs_tol=_NEAR_ZERO)
 
 
-def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+def _key(row: _Compared) -> tuple[Any, ...]:
+    return tuple(value.key for value in row)
 
 
-def _key(row: Row, how: Comparison) -> tuple[Any, ...]:
-    return tuple(_value_key(value, how) for value in row)
-
-
-def _value_key(value: Value, how: Comparison) -> Any:
-    """Equal for equal values, and never for one of another kind: True is not 1, and 1 is not '1'."""
-    if not _is_number(value):
-        return type(value).__name__, value
-    return ("number", type(value).__name__ if how.exact_types else "", _digits(value))
-
-
-def _digits(value: Any) -> str:
-    """The number in digits, the same for equal ones of any type. Text, since whoever chooses a number chooses its hash."""
-    if isinstance(value, int):
-        return hex(value)  # no limit on its length, unlike decimal digits
-    if value != value or value in (math.inf, -math.inf):
-        return repr(float(value))
-    if value == (whole := int(value)):
-        return hex(whole)
-    return format(Decimal(value), "f").rstrip("0")
-
-
-def _shape(row: Row, how: Comparison) -> tuple[Any, ...]:
+def _shape(row: _Compared) -> tuple[Any, ...]:
     """The row without what the tolerance applies to."""
-    return tuple("number" if _is_number(value) else _value_key(value, how) for value in row)
+    return tuple("number" if value.number is not None else value.key for value in row)
 
 
-def _numbers(row: Row) -> tuple[float, ...]:
-    numbers = (_float(value) for value in row if _is_number(value))
+def _numbers(row: _Compared) -> tuple[float, ...]:
+    numbers = (value.number for value in row if value.number is not None)
     return tuple(-math.inf if number != number else number for number in numbers)
-
-
-def _float(value: Any) -> float:
-    """The nearest float; infinite for what is beyond all of them."""
-    try:
-        return float(value)
-    except OverflowError:  # of an integer; a Decimal gives infinity by itself
-        return math.inf if value > 0 else -math.inf

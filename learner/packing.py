@@ -88,20 +88,21 @@ def documents_of(
 ) -> Batch:
     """The documents to train on, and how many response tokens the loss is a mean over.
 
-    Samples whose check did not run, or that the engine gave up, are left out altogether, and of the others all but the
-    `trained_samples` of each group whose rewards vary most: as if they had not been drawn. A group whose advantages are all
-    zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go through the model. Its tokens count
-    all the same: the loss is the mean over the whole batch, and its gradient may not depend on which zeros are computed.
+    Samples whose check did not run, or that the engine gave up, are left out altogether: as if they had not been drawn. Of
+    the others the advantages are relative to all, and the `trained_samples` of each group whose rewards vary most are trained
+    on. A group whose advantages are all zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go
+    through the model. Its tokens count all the same: the loss is the mean over the whole batch, and its gradient may not
+    depend on which zeros are computed.
     """
     documents: list[Document] = []
     trained_tokens = 0
     for group in groups:
         kept = [completion for completion in group.completions if completion.counts]
         rewards = torch.tensor([completion.verdict.reward for completion in kept], dtype=torch.float32)
+        advantages = group_advantages(rewards, normalize).tolist()
         if trained_samples is not None:
             chosen = most_varied(rewards, trained_samples)
-            kept, rewards = [kept[place] for place in chosen], rewards[chosen]
-        advantages = group_advantages(rewards, normalize).tolist()
+            kept, advantages = [kept[place] for place in chosen], [advantages[place] for place in chosen]
         trained_tokens += sum(len(completion.token_ids) for completion in kept)
         if not keep_flat and not any(advantages):
             continue

@@ -144,11 +144,15 @@ def test_groups_without_variance_are_not_computed_but_counted():
     assert len(documents_of([flat, mixed], normalize=True, keep_flat=True).documents) == 2
 
 
-def test_of_a_group_only_the_samples_that_vary_most_are_trained_on():
-    samples = [completion([3], 0.0), completion([4, 5], 0.5), completion([6], 0.4), completion([7], 1.0)]
+def test_of_a_group_only_the_samples_that_vary_most_are_trained_on_relative_to_all_of_it():
+    samples = [completion([3], 0.0), completion([4, 5], 0.75), completion([6], 0.25), completion([7], 0.5)]
     lost = completion([8], float("nan"), kind=VerdictKind.INFRA_ERROR)
     batch = documents_of([group(lost, *samples)], normalize=False, keep_flat=False, trained_samples=2)
-    assert batch == documents_of([group(samples[0], samples[3])], normalize=False, keep_flat=False)
+    [document] = batch.documents
+    assert [(branch.token_ids, branch.advantage) for branch in document.branches] == [([3], -0.375), ([4, 5], 0.375)]
+    high = [completion([3], 0.0), completion([4], 1.0), completion([6], 1.0), completion([7], 1.0)]
+    batch = documents_of([group(*high)], normalize=False, keep_flat=False, trained_samples=2)
+    assert [branch.advantage for branch in batch.documents[0].branches] == [-0.75, 0.25]
     assert batch.trained_tokens == 2
 
 

@@ -120,7 +120,7 @@ def export(
     from headrace.cluster.export import export_run
 
     step = export_run(RunFolder(run), output)
-    Console().print(f"wrote the weights of step {step} to {output}", highlight=False)
+    Console().print(f"wrote the weights of step {step} to {output}", markup=False, highlight=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

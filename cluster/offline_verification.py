@@ -8,6 +8,7 @@ ends is replaced.
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import queue
 import re
@@ -76,6 +77,8 @@ def _fault(row: dict[str, Any], verifier: Verifier) -> str | None:
         return f"field `completion` is missing; the row has {', '.join(map(printable, sorted(row))) or 'none'}"
     if not isinstance(completion, str):
         return f"field `completion` is {type(completion).__name__}, not a string"
+    if isinstance(own := row.get("id"), float) and not math.isfinite(own):
+        return f"field `id` is {own}, which no line of the output could name"
     return verifier.check_row(row)
 
 

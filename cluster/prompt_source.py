@@ -19,8 +19,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from headrace.verifiers.base import deeper_than
 from headrace.verifiers.errors import UserError, WrongValue
 from headrace.verifiers.records import Prompt
+
+MAX_ROW_DEPTH = 100  # what pickles and compares rows on the way has a frame of Python's for each level
 
 if TYPE_CHECKING:  # the queue's process holds a PromptSource and no tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -90,15 +93,15 @@ def _layout_hint(line: str) -> str:
 
 
 def _unsendable(row: dict[str, Any]) -> str | None:
-    """What keeps a row from crossing processes as msgpack; None where nothing does."""
+    """What keeps a row from crossing processes; None where nothing does."""
+    if deeper_than(row, MAX_ROW_DEPTH):
+        return "is nested too deeply"
     try:
         msgspec.msgpack.encode(row)
     except OverflowError:
         return "holds an integer beyond 64 bits"
     except UnicodeEncodeError:
         return "holds text that is not Unicode (half of a surrogate pair)"
-    except RecursionError:
-        return "is nested too deeply"
     except TypeError as error:  # Parquet has types of its own
         return f"holds a value that no worker can be sent: {error}"
     return None

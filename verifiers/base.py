@@ -155,6 +155,34 @@ def not_run(reason: str, **details: Any) -> Verdict:
     return Verdict(kind=VerdictKind.INFRA_ERROR, reward=0.0, reason=reason, details=details)
 
 
+def after_thinking(completion: str, mark: str | None) -> str:
+    """What a completion says behind the last `mark`, where it has one: all else was thinking.
+
+    >>> after_thinking("<think>4?</think>5", "</think>")
+    '5'
+    """
+    return completion.rpartition(mark)[2] if mark else completion
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether values are nested in it more than `limit` levels deep.
+
+    >>> deeper_than([[]], 1), deeper_than([[]], 2)
+    (True, False)
+    """
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def printable(text: str, limit: int = 200) -> str:
     """`text` as every encoder takes it: lone surrogates replaced, cut to `limit` characters."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."

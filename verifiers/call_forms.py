@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from headrace.verifiers.base import deeper_than
+
 CallForm = Literal["hermes", "json", "any"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -40,6 +42,7 @@ _CALL_START = re.compile(
 )
 _CALL_KEYS = frozenset({"name", "arguments"})
 _WRAPPER_KEYS = frozenset({"id", "type", "function"})
+_LLAMA_KEYS = frozenset({"name", "parameters"})  # as Llama writes calls: none of our forms, and meant as one
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls"})
 
 
@@ -186,7 +189,11 @@ def _means_a_call(value: dict[str, Any]) -> bool:
     keys = value.keys()
     if isinstance(value.get("function"), dict) or "tool_calls" in keys:
         return True
-    return (bool(keys) and keys <= _CALL_KEYS) or any(inner.keys() >= _CALL_KEYS for inner in _objects(value))
+    return (
+        (bool(keys) and keys <= _CALL_KEYS)
+        or keys == _LLAMA_KEYS
+        or any(inner.keys() >= _CALL_KEYS for inner in _objects(value))
+    )
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -278,23 +285,9 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
         raise CallFault("malformed_call", f"nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
         raise CallFault("malformed_call", str(error)[:200]) from None
-    if _deeper_than(value, MAX_DEPTH):
+    if deeper_than(value, MAX_DEPTH):
         raise CallFault("malformed_call", f"nested deeper than {MAX_DEPTH}")
     return value, end
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True
 
 
 class _DuplicateKey(Exception):

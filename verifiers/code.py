@@ -17,7 +17,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from headrace.verifiers.base import Options, Verifier, not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.base import (
+    Options,
+    Verifier,
+    after_thinking,
+    not_run,
+    parse_options,
+    printable,
+    rebuild,
+    scored,
+)
 from headrace.verifiers.exact_test import with_exact_booleans
 from headrace.verifiers.records import Sample, Verdict
 from headrace.verifiers.sandbox.box import BoxFailed
@@ -32,6 +41,8 @@ _ATTEMPTS = 2  # of a run whose box failed
 
 
 class CodeOptions(Options):
+    thinking_end: str | None = "</think>"
+    """What a completion says before the last of these marks is not looked at; none: all is."""
     command: list[str] | None = None
     """For other languages: a program and its arguments, run in a folder with the code in `file_name`; none: Python."""
     file_name: str = "main.py"
@@ -153,7 +164,8 @@ class CodeVerifier(Verifier):
 
     def _judge(self, sample: Sample) -> Verdict:
         row = sample.row
-        code = extract_code(sample.completion, str(row.get("prompt") or ""), row.get("entry_point"))
+        said = after_thinking(sample.completion, self.options.thinking_end)
+        code = extract_code(said, str(row.get("prompt") or ""), row.get("entry_point"))
         if "\0" in code:
             return scored(0.0, "syntax_error")
         if row.get("test") is not None:

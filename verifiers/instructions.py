@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.verifiers.base import not_run, parse_options, printable, rebuild, scored
+from headrace.verifiers.base import after_thinking, not_run, parse_options, printable, rebuild, scored
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError
 from headrace.verifiers.instruction_checks import (
@@ -183,11 +183,7 @@ class InstructionsCheck:
             instructions = read_row(sample.row, self._options)
         except WrongInstruction as fault:
             return not_run("bad_row", message=printable(str(fault), 500))
-        text = sample.completion
-        mark = self._options.thinking_end
-        if mark and mark in text:
-            text = text[text.rindex(mark) + len(mark) :]
-        text = text.strip()
+        text = after_thinking(sample.completion, self._options.thinking_end).strip()
         if not shows_something(text):
             return scored(0.0, "empty")
         variants = loose_variants(text)

@@ -12,6 +12,7 @@ import re
 
 import msgspec
 
+from headrace.verifiers.base import after_thinking
 from headrace.verifiers.math_after import only_punctuation, refuse_after
 from headrace.verifiers.math_form import clean
 from headrace.verifiers.math_quantity import read_quantity
@@ -57,9 +58,7 @@ def find_answer(completion: str, *, require_box: bool, thinking_end: str | None,
     >>> find_answer(r"So $x = \\boxed{42}$.", require_box=True, thinking_end=None).values
     ('42',)
     """
-    text = completion
-    if thinking_end and thinking_end in text:
-        text = text[text.rindex(thinking_end) + len(thinking_end) :]
+    text = after_thinking(completion, thinking_end)
     found = _boxed(text, box_last)
     if found is None:
         if require_box or box_last:

@@ -8,6 +8,7 @@ pass: see `symbolic_match`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from headrace.verifiers.math_form import (
     FONT,
@@ -31,7 +32,11 @@ from headrace.verifiers.math_quantity import (
     read_quantity,
     same_quantity,
     same_unit,
+    unit_behind,
 )
+
+WRONG_UNIT = Outcome(False, "wrong_unit")
+_Element = tuple[str, Quantity | None]  # of a list: the name that it is given, and its value
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z]*(?:[ '-]+[A-Za-z]+)*")
 _FONTED = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mbox)\b")
@@ -42,6 +47,8 @@ _HEDGES = re.compile(
     r"|\?|\\(?:ne|neq|not|phantom|hphantom|vphantom|cancel|bcancel|xcancel|sout|color|textcolor|mid)(?![A-Za-z])",
     re.IGNORECASE,
 )
+_INEQUALITY = re.compile(r"[<>]|\\(?:l|g)(?:t|e|eq|eqslant|eqq)(?![A-Za-z])|\\(?:ne|neq)(?![A-Za-z])")
+_JOINED = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 _DIGITS_IN_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|textrm)\s*\{[^{}]*[0-9][^{}]*\}")
 _OPERATIONS = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|max|min|sup|inf|binom|dbinom|tbinom|choose|gcd|lcm|det|operatorname|frac\s*\{\s*d"
@@ -64,7 +71,14 @@ def compare(gold: str, given: str, *, evaluated: bool, units: bool) -> Outcome:
     outcome = _compare_math(gold, given, evaluated, units)
     if outcome.right and _is_limited(gold, given):
         return Outcome(False, "hedged")
+    if outcome.right and units and _differ(unit_behind(gold), unit_behind(given)):
+        return WRONG_UNIT
     return outcome
+
+
+def _differ(unit: str, other: str) -> bool:
+    """Whether both are there, and not the same."""
+    return bool(unit and other and unit != other)
 
 
 def _compare_math(gold: str, given: str, evaluated: bool, units: bool) -> Outcome:
@@ -75,7 +89,7 @@ def _compare_math(gold: str, given: str, evaluated: bool, units: bool) -> Outcom
         return _compare_number(number, gold, given, evaluated, units)
     listing = read_list(gold)
     if listing is not None and all(_value_of(element) is not None for element in listing.elements):
-        return _compare_listing(listing, gold, given, evaluated)
+        return _compare_listing(listing, gold, given, evaluated, units)
     matrix, other = read_matrix(gold), read_matrix(sides(given)[-1]) if len(sides(gold)) == 1 else None
     if matrix is not None and other is not None and all(is_name(side) for side in sides(given)[:-1]):
         return MATCH if _same_matrix(matrix, other) else WRONG
@@ -170,7 +184,7 @@ def _compare_number(number: Quantity, gold: str, given: str, evaluated: bool, un
         return symbolic_match(sides(gold)[-1], side)
     if not same_quantity(number, quantity):
         return WRONG
-    return MATCH if not units or same_unit(number, quantity) else Outcome(False, "wrong_unit")
+    return MATCH if not units or same_unit(number, quantity) else WRONG_UNIT
 
 
 def _compare_approximation(number: Quantity, about: list[str], units: bool) -> Outcome:
@@ -186,8 +200,17 @@ def _compare_approximation(number: Quantity, about: list[str], units: bool) -> O
     return MATCH if right else WRONG
 
 
-def _compare_listing(listing: Listing, gold: str, given: str, evaluated: bool) -> Outcome:
+def _compare_listing(listing: Listing, gold: str, given: str, evaluated: bool, units: bool) -> Outcome:
     """Numbers in a list: in order where gold has brackets that order, else as a set."""
+    outcome = _compare_elements(listing, gold, given, evaluated, _same_element)
+    if outcome.right and units and not _compare_elements(listing, gold, given, evaluated, _same_with_unit).right:
+        return WRONG_UNIT
+    return outcome
+
+
+def _compare_elements(
+    listing: Listing, gold: str, given: str, evaluated: bool, same: Callable[[_Element, _Element], bool]
+) -> Outcome:
     others = read_list(given)
     if others is None and listing.kind != "set":
         return WRONG
@@ -207,12 +230,12 @@ def _compare_listing(listing: Listing, gold: str, given: str, evaluated: bool) -
     if named and len({name for name, _ in wanted}) > 1 and not all(name for name, _ in pairs):
         ordered = True  # x = 1, y = 2 against 1, 2
     if (ordered or kind == "()") and len(pairs) == len(wanted):
-        right = all(_same_element(*both) for both in zip(wanted, pairs, strict=True))
+        right = all(same(*both) for both in zip(wanted, pairs, strict=True))
         return MATCH if right else WRONG
     if ordered:
         return WRONG
-    inside = all(any(_same_element(each, other) for other in pairs) for each in wanted)
-    covered = all(any(_same_element(each, other) for each in wanted) for other in pairs)
+    inside = all(any(same(each, other) for other in pairs) for each in wanted)
+    covered = all(any(same(each, other) for each in wanted) for other in pairs)
     return MATCH if inside and covered else WRONG
 
 
@@ -228,10 +251,15 @@ def _name_of(element: str) -> str:
     return compact(parts[0]) if len(parts) > 1 else ""
 
 
-def _same_element(wanted: tuple[str, Quantity | None], offered: tuple[str, Quantity | None]) -> bool:
+def _same_element(wanted: _Element, offered: _Element) -> bool:
     if wanted[0] and offered[0] and wanted[0] != offered[0]:
         return False
     return wanted[1] is not None and offered[1] is not None and same_quantity(wanted[1], offered[1])
+
+
+def _same_with_unit(wanted: _Element, offered: _Element) -> bool:
+    gold, given = wanted[1], offered[1]
+    return _same_element(wanted, offered) and gold is not None and given is not None and same_unit(gold, given)
 
 
 def _compare_expression(gold: str, given: str) -> Outcome:
@@ -240,6 +268,12 @@ def _compare_expression(gold: str, given: str) -> Outcome:
         return Outcome(False, "unevaluated")
     if _DIGITS_IN_TEXT.search(given):
         return Outcome(False, "hedged")
+    if _joins_otherwise(gold, given):
+        return WRONG
+    ordered = _in_order(gold, given)
+    if ordered is None:
+        return WRONG
+    given = ordered
     about = approximations(given)
     if len(about) > 1 and len(approximations(gold)) == 1:
         if len(about) > 2 or not _is_rounding(about[1], sides(about[0])[-1]):
@@ -254,6 +288,24 @@ def _compare_expression(gold: str, given: str) -> Outcome:
     elif len(sides(given)) == 1 and is_name(sides(gold)[0]):
         gold = sides(gold)[-1]
     return symbolic_match(gold, given)
+
+
+def _joins_otherwise(gold: str, given: str) -> bool:
+    """Whether one has inequalities of which any may hold, and the other some that all must: the library lists both."""
+    if not (_INEQUALITY.search(gold) and _INEQUALITY.search(given)):
+        return False
+    joined, otherwise = (set(_JOINED.findall(without_fonts(text))) for text in (gold, given))
+    return bool(joined and otherwise and joined != otherwise)
+
+
+def _in_order(gold: str, given: str) -> str | None:
+    """The answer with the brackets that order gold, which it may leave out; None where it has those of a set."""
+    wanted, offered = read_list(gold), read_list(given)
+    if wanted is None or offered is None or wanted.kind in ("", "set"):
+        return given
+    if offered.kind == "set":
+        return None
+    return given if offered.kind or "=" in given else f"{wanted.kind[0]}{given}{wanted.kind[1]}"
 
 
 def _is_rounding(rounded: str, exact: str) -> bool:

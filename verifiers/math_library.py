@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from headrace.verifiers.math_marks import lost_marks, marked
+
 LEAST_PROPORTION = 1e-3  # by which two small constants must differ to be two
 
 
@@ -33,7 +35,7 @@ def symbolic_match(gold: str, given: str) -> Outcome:
     small. Its time limits are off: they work by signals and do not stop C code; the process has one that does.
     """
     wanted, offered = parsed(gold), parsed(given)
-    if wanted is None or offered is None or _lost_primes(gold) != _lost_primes(given):
+    if wanted is None or offered is None or _lost(gold, wanted) != _lost(given, offered):
         return WRONG
     sympy = library().sympy
     relation, empty = sympy.core.relational.Relational, sympy.S.EmptySet
@@ -76,19 +78,10 @@ def _differs_relatively(wanted: Any, offered: Any) -> bool:
     return bool(one.is_number and other.is_number and one > 0 and other > LEAST_PROPORTION * one)
 
 
-# The library reads y' and y'' as y.
-_PRIMED = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*(?:('+)|\^\s*\{?\s*((?:\\prime\s*)+)\}?)")
-_ANY_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
-
-
-def _as_subscript(primed: re.Match[str]) -> str:
-    count = len(primed[2]) if primed[2] else primed[3].count("prime")
-    return f"{primed[1]}_{{{'prime' * count}}}"
-
-
-def _lost_primes(text: str) -> int:
-    """Primes that `parsed` does not see, such as that of (fg)'."""
-    return len(_ANY_PRIME.findall(_PRIMED.sub("", text)))
+def _lost(text: str, expression: Any) -> int:
+    """What of the text is not in the expression: marks, and the braces in \\{x\\} + 1, of which no set has come."""
+    braces = 0 if expression.has(library().sympy.Set) else text.count("\\{")
+    return lost_marks(text) + braces
 
 
 _EMPTY = re.compile(r"\\emptyset|\\\{\s*\\\}")
@@ -99,7 +92,7 @@ def parsed(text: str) -> Any | None:
     """The expression that a text is, None where it cannot be read as one."""
     math = library()
     # Dollars would end the formula; a currency sign says nothing here.
-    formula = _PRIMED.sub(_as_subscript, text.replace("$", ""))
+    formula = marked(text.replace("$", ""))
     found = math.parse(f"${formula}$", extraction_config=math.config, parsing_timeout=None)
     return found[0] if found and not isinstance(found[0], str) else None
 

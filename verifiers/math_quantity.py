@@ -63,6 +63,7 @@ _UNIT_NAMES = {
     "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l", "second": "s", "sec": "s", "minute": "min", "hour": "h",
     "hr": "h",
     "pound": "lb", "ounce": "oz", "degree": "deg", "dollar": "$", "usd": "$", "cent": "cent", "euro": "€", "unit": "",
+    "radian": "rad",
 }  # fmt: skip
 UNIT_WORDS = _SHORT_UNITS | _UNIT_NAMES.keys() | {f"{name}s" for name in _UNIT_NAMES}
 _UNIT_WORD = re.compile(r"(?P<word>[A-Za-z]+)(?:\^\{?(?P<power>-?[0-9])\}?)?")
@@ -196,6 +197,24 @@ def _unit_name(word: str) -> str:
         if form in _UNIT_NAMES:
             return _UNIT_NAMES[form]
     return lower.removesuffix("s")
+
+
+_TEXT = r"\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}"
+_POWERED = r"(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9]))?"
+_BEHIND = re.compile(rf"(?:{_TEXT}{_POWERED}(?:\s*(?:/|\\cdot)?\s*{_TEXT}{_POWERED})*|\^\s*\\circ)\s*$")
+_KNOWN_UNITS = _SHORT_UNITS | set(_UNIT_NAMES.values())
+
+
+def unit_behind(text: str) -> str:
+    r"""The unit that ends a cleaned expression, canonical; empty where there is none, or one that is not known as such.
+
+    >>> unit_behind(r"36\pi \text{ cubic centimeters}")
+    'cm^3'
+    """
+    match = _BEHIND.search(text)
+    found = _read_unit(match.group()) if match else None
+    unit = found[2] if found is not None else ""
+    return unit if all(name.partition("^")[0] in _KNOWN_UNITS for name in unit.split()) else ""
 
 
 def same_quantity(gold: Quantity, given: Quantity) -> bool:

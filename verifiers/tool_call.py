@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from headrace.verifiers.base import not_run, parse_options, printable
+from headrace.verifiers.base import after_thinking, not_run, parse_options, printable
 from headrace.verifiers.call_forms import CallFault, CallForm, as_json_call, parse_calls
 from headrace.verifiers.call_reward import GoldCall, RewardWeights, judge
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
@@ -30,6 +30,8 @@ class ToolCallOptions(ConfinedOptions):
     """How calls are written: `hermes` tags, `json` objects, or `any` of the two."""
     allow_text: bool = False
     """Text around the calls is fine."""
+    thinking_end: str | None = "</think>"
+    """What a completion says before the last of these marks is not looked at; none: all is."""
     check_formats: bool = True
     """A schema's `format` (date, email, ...) is binding."""
     weights: RewardWeights = RewardWeights()
@@ -120,7 +122,8 @@ class ToolCallCheck:
         except _BadRow as fault:
             return not_run("bad_row", message=printable(str(fault), 500))
         try:
-            parsed = parse_calls(sample.completion, self._options.form)
+            said = after_thinking(sample.completion, self._options.thinking_end)
+            parsed = parse_calls(said, self._options.form)
         except CallFault as fault:
             if fault.reason == "no_call" and answers is not None and [] in answers:
                 return Verdict(VerdictKind.PASS, 1.0, "match", {"valid_schema": True, "matches_gold": True})

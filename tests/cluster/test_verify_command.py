@@ -225,6 +225,9 @@ def test_wrong_input_is_refused_before_anything_starts(folder, called, monkeypat
         (['{"completion": 7}'], "in.jsonl:1: field `completion` is int"),
         (['{"completion": "a"', "{}"], "in.jsonl:1: not a JSON object"),
         (["[]"], "in.jsonl:1: a row is a JSON object"),
+        (['{"completion": "a", "id": NaN}'], "in.jsonl:1: field `id` is nan"),
+        (['{"completion": "a", "id": 1e999}'], "in.jsonl:1: field `id` is inf"),
+        (['{"completion": "a", "x": ' + "[" * 120 + "]" * 120 + "}"], "in.jsonl:1: is nested too deeply"),
         ([], "holds no rows"),
     ],
 )

@@ -134,6 +134,10 @@ WRONG = [
     ("42", r"42\%\%", "not_a_number"), ("5", "5m", "not_a_number"),
     # units, bases
     (r"42\text{ m}", r"42\text{ km}", "wrong_unit"), (r"42\text{ cm}^2", r"42\text{ cm}^3", "wrong_unit"),
+    (r"36\pi\text{ cm}^3", r"36\pi\text{ m}^3", "wrong_unit"),
+    (r"\frac{\pi}{3}^\circ", r"\frac{\pi}{3}\text{ rad}", "wrong_unit"),
+    (r"3\text{ cm}, 4\text{ cm}", r"3\text{ m}, 4\text{ m}", "wrong_unit"),
+    (r"2\sqrt{3}\text{ cm}", r"2\sqrt{3}\text{ feet}", "wrong_unit"),
     (r"\$42", r"42\text{ euros}", "wrong_unit"), ("42_7", "42_8", "wrong_answer"),
     # lists and brackets
     ("(1,2)", "(2,1)", "wrong_answer"), ("(3,1)", "(5,2)", "wrong_answer"), ("[1,2]", "(1,2)", "wrong_answer"),
@@ -456,7 +460,7 @@ def test_a_quantity_is_a_number_and_its_unit(text, value, unit):
 
 
 @pytest.mark.parametrize(
-    "module", ["math_answer", "math_form", "math_quantity", "math_inside", "math_names", "math_interval"]
+    "module", ["math_answer", "math_form", "math_quantity", "math_inside", "math_names", "math_interval", "math_marks"]
 )
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(f"headrace.verifiers.{module}"))
@@ -510,6 +514,15 @@ def test_the_last_box_is_preferred_to_words():
         (r"\pi(R^2-r^2)", "0"),
         (r"\binom{N}{n}", "1"),
         ("f'(x)", "f(x)"),
+        ("A^T", "A"),
+        ("x^T A x", "xAx"),
+        (r"f^{-1}(x)", r"\frac{1}{f(x)}"),
+        (r"f^{(3)}(x)", "f^3(x)"),
+        (r"\{x\}+1", "x+1"),
+        ("(a,b)", r"\{a,b\}"),
+        ("(a,b)", "b,a"),
+        (r"x<1 \text{ or } x>3", r"x<1 \text{ and } x>3"),
+        (r"x<1 \lor x>3", r"x<1 \land x>3"),
         ("y'=2x", "y=2x"),
         ("y''+2y'=0", "y'+2y''=0"),
         ("(fg)'", "fg"),
@@ -522,7 +535,24 @@ def test_what_the_library_takes_for_equal_and_is_not_fails(verifier, gold, given
 
 
 @pytest.mark.parametrize(
-    ("gold", "given"), [(r"\infty", r"+\infty"), ("y'=2x", "2x=y'"), ("f'(x)+1", r"1+f^{\prime}(x)"), ("2R-r", "-r+2R")]
+    ("gold", "given"),
+    [
+        (r"\infty", r"+\infty"),
+        ("y'=2x", "2x=y'"),
+        ("f'(x)+1", r"1+f^{\prime}(x)"),
+        ("2R-r", "-r+2R"),
+        ("A^T+B", r"B+A^{\top}"),
+        ("2x^T y+1", "1+2x^Ty"),
+        (r"1+f^{-1}(x)", r"f^{-1}(x)+1"),
+        (r"f^{(2)}(x)+1", "1+f''(x)"),
+        (r"f^{-1}(2x)", r"f^{-1}(x+x)"),
+        (r"\sin^{-1}(x)", r"\arcsin x"),
+        ("(a,b)", "a,b"),
+        ("(a,2b)", "(a, b+b)"),
+        (r"\{a,b\}", "b,a"),
+        (r"x<1 \text{ or } x>3", r"x>3 \text{ or } x<1"),
+        (r"x=1 \text{ or } x=3", r"x=1 \text{ and } x=3"),
+    ],
 )
 def test_what_the_guards_look_at_still_passes(verifier, gold, given):
     assert verifier.verify(Sample(rf"\boxed{{{given}}}", {"answer": gold})).kind is VerdictKind.PASS

@@ -327,6 +327,8 @@ def test_a_call_hidden_in_allowed_text_counts(tools_file):
         ("extra_call", RIGHT + ' or {"tool_calls": [' + RIGHT + "]}"),
         ("malformed_call", RIGHT + ' or {"function": {"na'),
         ("malformed_call", tagged(RIGHT) + " " + wrapped("{}")),
+        ("malformed_call", RIGHT + ' {"name": "cancel", "parameters": {"id": "7"}}'),
+        ("match", 'I have {"name": "cancel", "description": "...", "parameters": {}}: ' + RIGHT),
     ],
 )
 def test_no_second_call_hides_in_allowed_text(tools_file, reason, completion):

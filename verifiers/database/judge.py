@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from headrace.verifiers.base import not_run, printable, scored
+from headrace.verifiers.base import after_thinking, not_run, printable, scored
 from headrace.verifiers.database.rows import Comparison, Rows, State, compare_rows, compare_states
 from headrace.verifiers.database.tasks import (
     Check,
@@ -29,8 +29,9 @@ _KEPT_GOLDS = 8
 
 
 class Judging(msgspec.Struct, frozen=True):
-    """What counts as the same."""
+    """What of a completion counts, and what as the same."""
 
+    thinking_end: str | None = None
     order: Order = "auto"
     column_names: bool = False
     comparison: Comparison = Comparison()
@@ -51,7 +52,7 @@ class Judge:
         self._golds: OrderedDict[tuple[tuple[str, ...], str, Check], Rows | State] = OrderedDict()
 
     def verify(self, task: Task, completion: str) -> Verdict:
-        sql = extract_sql(completion)
+        sql = extract_sql(after_thinking(completion, self._judging.thinking_end))
         try:
             golds = self._golds_of(task)
             ordered = self._ordered(task)

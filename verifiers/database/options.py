@@ -15,6 +15,8 @@ class DatabaseOptions(Options):
     """For rows that do not say: `sqlite` or `postgres`."""
     dsn: str | None = None
     """PostgreSQL's address, as a superuser of a server of its own; "" takes what PGHOST, PGUSER, ... and ~/.pgpass say."""
+    thinking_end: str | None = "</think>"
+    """What a completion says before the last of these marks is not looked at; none: all is."""
     order: Order = "auto"
     """Rows in gold's order: `always`, `never`, or where gold has an ORDER BY at its top level."""
     column_names: bool = False
@@ -50,7 +52,7 @@ class DatabaseOptions(Options):
 
     def judging(self) -> Judging:
         comparison = Comparison(exact_types=self.exact_types, tolerance=self.float_tolerance)
-        return Judging(order=self.order, column_names=self.column_names, comparison=comparison)
+        return Judging(self.thinking_end, self.order, self.column_names, comparison)
 
     def run_limits(self) -> RunLimits:
         return RunLimits(

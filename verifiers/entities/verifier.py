@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from headrace.verifiers.base import nearest, not_run, parse_options, printable, rebuild, scored, shown
+from headrace.verifiers.base import after_thinking, nearest, not_run, parse_options, printable, rebuild, scored, shown
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.entities.dates import Date, DateTime, Time
 from headrace.verifiers.entities.kinds import Context, EntityType, NotUnderstood, load_types
@@ -49,6 +49,8 @@ class EntitiesOptions(ConfinedOptions):
     """"Now", for rows that do not say: ISO 8601. Without it nothing relative ("tomorrow") is understood."""
     time_zone: str | None = None
     """For rows that do not say: IANA's name of the zone that dates and times are in; none: the reference's offset."""
+    thinking_end: str | None = "</think>"
+    """What a completion says before the last of these marks is not looked at; none: all is."""
     partial_credit: bool = False
     """The reward is the share of fields that are right; false: all or nothing."""
     extra_fields: Literal["fail", "ignore"] = "fail"
@@ -150,7 +152,7 @@ class EntitiesCheck:
         except _BadRow as fault:
             return not_run("bad_row", message=str(fault))
         try:
-            found = read_object(sample.completion)
+            found = read_object(after_thinking(sample.completion, self._options.thinking_end))
         except NoObject as fault:
             return scored(0.0, fault.reason, message=printable(str(fault)))
         results = {gold.name: _compare(gold, found.get(gold.name), context) for gold in golds}

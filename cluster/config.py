@@ -133,8 +133,8 @@ class AlgorithmSection(Section):
     groups_per_step: int = Field(default=8, ge=1)
     """Groups in one optimizer step."""
     trained_samples: int | None = Field(default=None, ge=2)
-    """Samples of each group that go through the learner: those whose rewards vary most, with advantages relative to the whole
-    group; default: all. For runs that wait for the learner, whose generators have time for larger groups."""
+    """Samples of each group that go through the learner: those whose rewards vary most, with advantages relative to the
+    whole group; default: all. For runs that wait for the learner, whose generators have time for larger groups."""
     normalize_advantages: bool = True
     """Divide advantages by the group's standard deviation; false: only subtract the mean (Dr. GRPO)."""
     old_policy: Literal["learner", "generator"] = "learner"

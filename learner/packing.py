@@ -89,8 +89,8 @@ def documents_of(
     """The documents to train on, and how many response tokens the loss is a mean over.
 
     Samples whose check did not run, or that the engine gave up, are left out altogether: as if they had not been drawn. Of
-    the others the advantages are relative to all, and the `trained_samples` of each group whose rewards vary most are trained
-    on. A group whose advantages are all zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go
+    the others the advantages are relative to all, and the `trained_samples` of each group whose rewards vary most are
+    trained on. A group whose advantages are all zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go
     through the model. Its tokens count all the same: the loss is the mean over the whole batch, and its gradient may not
     depend on which zeros are computed.
     """

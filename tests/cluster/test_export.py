@@ -24,9 +24,13 @@ def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_loaded(tmp_
 
 def test_what_cannot_be_written_leaves_no_folder_and_names_it(tmp_path):
     folder = tmp_path / "model"
-    with pytest.raises(UserError, match=r"model: cannot be written: .*No space left"), new_folder(folder):
+
+    def write() -> None:
         (folder / "config.json").touch()
         raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"model: cannot be written: .*No space left"), new_folder(folder):
+        write()
     assert not folder.exists()
 
 

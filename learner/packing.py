@@ -90,9 +90,9 @@ def documents_of(
 
     Samples whose check did not run, or that the engine gave up, are left out altogether: as if they had not been drawn. Of
     the others the advantages are relative to all, and the `trained_samples` of each group whose rewards vary most are
-    trained on. A group whose advantages are all zero has no gradient: unless `keep_flat` (a KL term gives it one), it does not go
-    through the model. Its tokens count all the same: the loss is the mean over the whole batch, and its gradient may not
-    depend on which zeros are computed.
+    trained on. A group whose advantages are all zero has no gradient: unless `keep_flat` (a KL term gives it one), it does
+    not go through the model. Its tokens count all the same: the loss is the mean over the whole batch, and its gradient may
+    not depend on which zeros are computed.
     """
     documents: list[Document] = []
     trained_tokens = 0

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 
 import grpc
@@ -21,8 +21,6 @@ from ray._private import utils as ray_utils  # for what `ray.init` leaves no cho
 from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS  # no HTTP proxy
 from ray._private.state import available_resources_per_node  # DeveloperAPI, and nowhere else by node
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from headrace.actors.shared_memory import release, segments_of
@@ -37,6 +35,7 @@ from headrace.verifiers.telemetry import LOOPBACK
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 5.0
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 NO_CLUSTER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
 FREE_SECONDS = 10.0
 POLL_SECONDS = 0.5
@@ -217,8 +216,8 @@ def check_answers(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_SECONDS)
+        with closing(init_grpc_channel(address, GLOBAL_GRPC_OPTIONS)) as channel:
+            channel.unary_unary(CHECK_ALIVE)(b"", timeout=CONNECT_SECONDS)  # what an empty request is in protobuf
     except OSError as error:
         reason = error.strerror or "no answer"
         raise UserError(f"RAY_ADDRESS: no Ray cluster at {address!r}: {reason.lower()}") from error

@@ -11,7 +11,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, get_args, runtime_checkable
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -123,10 +123,11 @@ def parse_options(model: type[OptionsModel], options: dict[str, Any], verifier: 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Iterable[str]:
     for part in location[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        kind = model.model_fields[str(part)].annotation
+        inner = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)]
+        if not inner:
             return ()
-        model = inner
+        model = inner[0]
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

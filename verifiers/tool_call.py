@@ -7,17 +7,18 @@ knows the schemas, `call_reward.py` gives the verdict.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 from headrace.verifiers.base import after_thinking, not_run, parse_options, printable
-from headrace.verifiers.call_forms import CallFault, CallForm, as_json_call, parse_calls
+from headrace.verifiers.call_forms import CallFault, CallForm, ParsedCalls, as_json_call, parse_calls
 from headrace.verifiers.call_reward import GoldCall, RewardWeights, judge
 from headrace.verifiers.confined import ConfinedOptions, ConfinedVerifier
 from headrace.verifiers.errors import UserError, WrongOption
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from headrace.verifiers.tool_execution import ExecutionOptions, ToolExecution, ToolFile
 from headrace.verifiers.tool_set import ToolSet, canonical, warm_up
 
 MAX_GOLD_CALLS = 8
@@ -43,6 +44,8 @@ class ToolCallOptions(ConfinedOptions):
     {name: {argument: [allowed values]}}, where "" among the values means that the argument may be absent."""
     tools_field: str = "tools"
     """Row field with the row's own tools, in place of the file's."""
+    execution: ExecutionOptions | None = None
+    """Run the tools, where that decides: without gold they must run, and with `same` what they come to counts beside it."""
 
 
 class ToolCallVerifier(ConfinedVerifier):
@@ -65,33 +68,86 @@ class ToolCallVerifier(ConfinedVerifier):
             tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
         except UserError as error:
             raise WrongOption("schema_path", str(error)) from error
-        self._with(parsed, tools)
+        try:
+            self._with(parsed, tools, None if parsed.execution is None else ToolFile.read(Path(parsed.execution.file)))
+        except UserError as error:
+            raise WrongOption("execution", str(error)) from error
 
     @classmethod
     def from_options(cls, options: dict[str, Any], base_dir: Path) -> Self:
-        path = options.get("schema_path")
-        return cls(**{**options, "schema_path": str(base_dir / path)} if isinstance(path, str) else options)
+        options = dict(options)
+        execution = options.get("execution")
+        if isinstance(options.get("schema_path"), str):
+            options["schema_path"] = str(base_dir / options["schema_path"])
+        if isinstance(execution, dict) and isinstance(execution.get("file"), str):
+            options["execution"] = {**execution, "file": str(base_dir / execution["file"])}
+        return cls(**options)
 
-    def _with(self, options: ToolCallOptions, tools: ToolSet | None) -> None:
+    def _with(self, options: ToolCallOptions, tools: ToolSet | None, code: ToolFile | None) -> None:
         self.options = options
         self._tools = tools
+        self._execution = None
+        if options.execution is not None and code is not None:
+            if tools is not None and (fault := code.fault(tools.names)):
+                raise UserError(fault)
+            self._execution = ToolExecution(options.execution, code)
         check = self._rows = ToolCallCheck(options, tools)
         fields = (options.gold_field, options.alternatives_field, options.tools_field)
         self._set_up(options, load_check, self._state(), lambda: check.verify, fields)
 
+    def verify_many(self, samples: Sequence[Sample]) -> list[Verdict]:
+        verdicts = super().verify_many(samples)
+        execution = self._execution
+        if execution is None:
+            return verdicts
+        return [
+            self._after_running(execution, sample, verdict) if execution.decides(verdict) else verdict
+            for sample, verdict in zip(samples, verdicts, strict=True)
+        ]
+
+    def _after_running(self, execution: ToolExecution, sample: Sample, verdict: Verdict) -> Verdict:
+        fault = execution.check_row(sample.row)
+        if fault is not None:
+            return not_run("bad_row", message=fault)
+        calls = self._rows.parsed(
+            sample.completion
+        ).calls  # once more, now that they are known to parse within the limits
+        [first, *_] = self._rows.answers_of(sample.row) or [[]]
+        gold = [call.example() for call in first]
+        return execution.judge(verdict, calls, gold, sample.row, self.options.weights)
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         fault = self._rows.check_row(row)
+        if fault is None and self._execution is not None:
+            tools = self._rows.tools_of(row)
+            fault = self._execution.file.fault(tools.names) or self._execution.check_row(row)
         return None if fault is None else printable(fault, 500)
+
+    def start(self) -> None:
+        super().start()
+        if self._execution is not None:
+            self._execution.start()
+
+    def missing_layers(self) -> str:
+        return "" if self._execution is None else self._execution.missing_layers
+
+    def close(self) -> None:
+        super().close()
+        if self._execution is not None:
+            self._execution.close()
 
     def _state(self) -> dict[str, Any]:
         definitions = None if self._tools is None else self._tools.definitions
         return {"options": self.options.model_dump(mode="json", by_alias=True), "tools": definitions}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self._state()
+        code = None if self._execution is None else self._execution.file.source
+        return {**self._state(), "code": code}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._with(*_parsed_state(state))
+        options, tools = _parsed_state(state)
+        execution = options.execution
+        self._with(options, tools, None if execution is None else ToolFile(state["code"], execution.file))
 
 
 def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:
@@ -117,13 +173,12 @@ class ToolCallCheck:
 
     def verify(self, sample: Sample) -> Verdict:
         try:
-            tools = self._tools_of(sample.row)
-            answers = self._answers_of(sample.row)
+            tools = self.tools_of(sample.row)
+            answers = self.answers_of(sample.row)
         except _BadRow as fault:
             return not_run("bad_row", message=printable(str(fault), 500))
         try:
-            said = after_thinking(sample.completion, self._options.thinking_end)
-            parsed = parse_calls(said, self._options.form)
+            parsed = self.parsed(sample.completion)
         except CallFault as fault:
             if fault.reason == "no_call" and answers is not None and [] in answers:
                 return Verdict(VerdictKind.PASS, 1.0, "match", {"valid_schema": True, "matches_gold": True})
@@ -133,10 +188,14 @@ class ToolCallCheck:
         checks = [tools.check(call) for call in parsed.calls]
         return judge(parsed, checks, answers, self._options.weights, self._options.allow_text)
 
+    def parsed(self, completion: str) -> ParsedCalls:
+        """Raises CallFault."""
+        return parse_calls(after_thinking(completion, self._options.thinking_end), self._options.form)
+
     def check_row(self, row: dict[str, Any]) -> str | None:
         try:
-            tools = self._tools_of(row)
-            answers = self._answers_of(row)
+            tools = self.tools_of(row)
+            answers = self.answers_of(row)
         except _BadRow as fault:
             return str(fault)
         for answer in answers or []:
@@ -150,7 +209,7 @@ class ToolCallCheck:
                     return f"the gold call does not fit its tool ({check.reason}): {check.message}"
         return None
 
-    def _tools_of(self, row: dict[str, Any]) -> ToolSet:
+    def tools_of(self, row: dict[str, Any]) -> ToolSet:
         field = self._options.tools_field
         if row.get(field) is None:
             if self._tools is None:
@@ -163,7 +222,7 @@ class ToolCallCheck:
         except (TypeError, ValueError, RecursionError) as error:
             raise _BadRow(f"field `{field}` is not JSON: {error}") from error
 
-    def _answers_of(self, row: dict[str, Any]) -> list[list[GoldCall]] | None:
+    def answers_of(self, row: dict[str, Any]) -> list[list[GoldCall]] | None:
         """Every answer that is right, gold first; None where the row has none."""
         gold, alternatives = row.get(self._options.gold_field), row.get(self._options.alternatives_field)
         answers = [] if gold is None else [_gold_calls(gold, self._options.gold_field)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -113,6 +114,10 @@ class ToolSet:
             refuse_invalid(parameters, place)
             tools[name] = Tool(name, parameters, check_formats)
         return cls(definitions, tools)
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._tools.keys()
 
     def check(self, call: ToolCall) -> CallCheck:
         """Whether `call` names one of the tools and its arguments fit."""

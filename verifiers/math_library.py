@@ -58,7 +58,7 @@ def _has_value(expression: Any) -> bool:
     sympy = library().sympy
     infinities = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
     for part in sympy.preorder_traversal(expression):
-        if not isinstance(part, sympy.Expr) or part.is_Atom or part.free_symbols or set(part.args) == {-1, sympy.oo}:
+        if not _is_number_like(part) or part.is_Atom or set(part.args) == {-1, sympy.oo}:
             continue
         if part.has(*infinities) and not part.has(sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit):
             return False
@@ -70,12 +70,19 @@ def _has_value(expression: Any) -> bool:
 def _differs_relatively(wanted: Any, offered: Any) -> bool:
     """Whether two constants differ in proportion: the library looks at digits behind the point, and small ones have none."""
     sympy = library().sympy
-    if not all(isinstance(each, sympy.Expr) and not each.free_symbols for each in (wanted, offered)):
+    if not all(map(_is_number_like, (wanted, offered))):
         return False
     if wanted == offered or wanted.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan):
         return False
     one, other = sympy.Abs(wanted).evalf(), sympy.Abs(wanted - offered).evalf()
     return bool(one.is_number and other.is_number and one > 0 and other > LEAST_PROPORTION * one)
+
+
+def _is_number_like(expression: Any) -> bool:
+    """Whether it may have a number for its value: sums and products of matrices are expressions too, and have none."""
+    sympy = library().sympy
+    is_scalar = isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr)
+    return is_scalar and not expression.free_symbols
 
 
 def _lost(text: str, expression: Any) -> int:

@@ -84,6 +84,7 @@ RIGHT = [
     (r"\begin{pmatrix}1/2\\0\end{pmatrix}", r"\begin{pmatrix}0.5\\0\end{pmatrix}"),
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"A = \begin{bmatrix}1&2\end{bmatrix}"),
     (r"\begin{pmatrix}x\\1\end{pmatrix}", r"\begin{bmatrix}x\\1\end{bmatrix}"),
+    (r"\begin{pmatrix}6&8\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}+\begin{pmatrix}5&6\end{pmatrix}"),
     # words, choices, other bases
     (r"\text{Evelyn}", "Evelyn"), ("Evelyn", r"\text{evelyn}"), ("yes", r"\textbf{Yes}"), ("A", "(A)"),
     (r"\text{(C)}", "C"), ("C", r"\text{(C) } 42"), ("B", r"\textbf{(B)}"), (r"\text{no solution}", "No solution"),
@@ -150,6 +151,7 @@ WRONG = [
     ("2x", "2y", "wrong_answer"), (r"\sqrt{2}", "1.41", "wrong_answer"), ("x<2", "x>2", "wrong_answer"),
     (r"\infty", r"-\infty", "wrong_answer"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", "wrong_answer"),
+    (r"\begin{pmatrix}6&9\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}+\begin{pmatrix}5&6\end{pmatrix}", "wrong_answer"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", "wrong_answer"),
     (r"\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"\begin{vmatrix}1&0\\0&1\end{vmatrix}", "wrong_answer"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\\3\end{pmatrix}", "wrong_answer"),

@@ -33,8 +33,19 @@ demo: $(STAMP) ## train the 135M demo model on examples/booking (about twelve mi
 	@rm -rf $(DEMO_RUN)
 	@$(BIN)/headrace run examples/booking/job.toml --job.run-dir $(DEMO_RUN)
 
-test: lint types $(STAMP) ## lint, types, floors and every test
+test: lint types suites ## lint, types, floors and every test
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+suites: .suites/.unpacked ## the official test suites that the verifiers are held to, in .suites
+
+.suites/.unpacked: tests/suites.lock $(STAMP)
+	@echo "== official test suites: .suites"
+	@rm -rf $(@D)
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check download --no-deps --require-hashes \
+		--no-binary jsonschema,math-verify --dest $(@D) --requirement tests/suites.lock
+	@for archive in $(@D)/*.tar.gz; do tar -xzf $$archive -C $(@D); done
+	@for archive in $(@D)/*.whl; do $(BIN)/python -m zipfile -e $$archive $(@D); done
+	@touch $@
 
 lint: $(STAMP) ## ruff and the floors
 	@$(BIN)/ruff check .
@@ -68,7 +79,7 @@ lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
 	@$(UV) pip compile --extra cpu --extra dev $(TORCH) --no-header --no-annotate --no-emit-index-url --no-emit-find-links --generate-hashes pyproject.toml -o requirements.lock
 
 clean: ## remove the environment, runs and caches
-	@rm -rf $(VENV) .venv-* runs .typing .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .venv-* runs .typing .suites .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test lint fmt types bench docs lock clean
+.PHONY: help setup demo test suites lint fmt types bench docs lock clean

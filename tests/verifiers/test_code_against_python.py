@@ -1,30 +1,29 @@
 """The verifier of code says what plain Python says: of right programs, and of mutants of them.
 
-With the path to HumanEval.jsonl.gz (github.com/openai/human-eval) in the environment variable HUMAN_EVAL its tasks run too.
+So also of HumanEval's tasks (tests/suites.py).
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 
 import pytest
 
 from headrace.verifiers.code import CodeVerifier
 from headrace.verifiers.records import Sample, Verdict, VerdictKind
+from tests.suites import HUMAN_EVAL, MISSING
 from tests.verifiers.code_tasks import CPU_SECONDS, TASKS, Task, mutants, passes_in_python, spread
 
-SUITE = os.environ.get("HUMAN_EVAL")
 MOST = 12  # mutants of one task
 # What a mutant that plain Python ends, or cannot end, may have for a reason.
 REASONS = {"passed", "wrong_answer", "exception", "timeout", "memory", "not_plain", "crash"}
 
 
 def human_eval() -> list[Task]:
-    if not SUITE:
+    if not HUMAN_EVAL.exists():
         return []
-    with gzip.open(SUITE, "rt") as lines:
+    with gzip.open(HUMAN_EVAL, "rt") as lines:
         rows = [json.loads(line) for line in lines]
     return [Task(row["entry_point"], row["prompt"], row["canonical_solution"], row["test"]) for row in rows]
 
@@ -68,9 +67,9 @@ def test_right_programs_and_mutants_get_python_s_verdict(verifier, task):
     assert differences(verifier, task) == []
 
 
-@pytest.mark.skipif(not SUITE, reason="HUMAN_EVAL names no file HumanEval.jsonl.gz")
+@pytest.mark.skipif(not HUMAN_EVAL.exists(), reason=MISSING)
 @pytest.mark.parametrize("task", human_eval(), ids=lambda task: task.name)
 def test_human_eval_gets_python_s_verdict(verifier, task):
     verdict = judge(verifier, task, task.solution)
     assert (verdict.kind, verdict.reward) == (VerdictKind.PASS, 1.0), verdict
-    assert differences(verifier, task, most=6) == []  # some never end: each takes its second
+    assert differences(verifier, task, most=3) == []  # some never end: each takes its second

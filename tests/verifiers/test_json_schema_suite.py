@@ -1,18 +1,16 @@
 """JSON Schema 2020-12, keyword by keyword, as the arguments of a tool meet it. Verdicts by the specification's text.
 
-With the official suite's folder (github.com/json-schema-org/JSON-Schema-Test-Suite) in the environment variable
-JSON_SCHEMA_TEST_SUITE its cases for 2020-12 run too, those apart that fetch a schema from a server.
+So also of the official suite's cases (tests/suites.py), those apart that fetch a schema from a server.
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from headrace.verifiers import UserError
 from headrace.verifiers.call_forms import ToolCall
 from headrace.verifiers.tool_set import ToolSet
+from tests.suites import JSON_SCHEMA, MISSING
 
 TREE = {
     "$id": "urn:test:tree",
@@ -298,7 +296,6 @@ def test_what_is_no_schema_is_refused_when_it_is_read(schema, complaint):
         fits(schema, 1)
 
 
-SUITE = os.environ.get("JSON_SCHEMA_TEST_SUITE")
 # Formats as mere annotations and other drafts' words; and some formats whose finer points the libraries do not know.
 NOT_HERE = {
     *("format.json", "optional/dependencies-compatibility.json", "optional/format-assertion.json"),
@@ -309,18 +306,17 @@ NOT_HERE = {
 
 
 def official_cases():
-    folder = Path(SUITE or "/none") / "tests" / "draft2020-12"
-    for path in sorted(folder.rglob("*.json")):
-        groups = [] if str(path.relative_to(folder)) in NOT_HERE else json.loads(path.read_text())
+    for path in sorted(JSON_SCHEMA.rglob("*.json")):
+        groups = [] if str(path.relative_to(JSON_SCHEMA)) in NOT_HERE else json.loads(path.read_text())
         for group in groups:
             if "localhost" in json.dumps(group["schema"]):
                 continue
             for case in group["tests"]:
-                name = f"{path.relative_to(folder)}: {group['description']}: {case['description']}"
+                name = f"{path.relative_to(JSON_SCHEMA)}: {group['description']}: {case['description']}"
                 yield pytest.param(group["schema"], case["data"], case["valid"], id=name)
 
 
-@pytest.mark.skipif(SUITE is None, reason="JSON_SCHEMA_TEST_SUITE names no folder")
+@pytest.mark.skipif(not JSON_SCHEMA.exists(), reason=MISSING)
 @pytest.mark.parametrize(("schema", "value", "expected"), list(official_cases()))
 def test_the_official_suite(schema, value, expected):
     assert fits(schema, value) is expected

@@ -1,22 +1,18 @@
 """The math verifier beside math-verify's own cases: where it says otherwise it is meant to, and says why.
 
-With the path to tests/test_all.py of github.com/huggingface/Math-Verify in the environment variable MATH_VERIFY_CASES its
-cases run; the counts are those of its commit 5d148cf. The file is read, never run.
+Its test file (tests/suites.py) is read, never run.
 """
 
 from __future__ import annotations
 
 import ast
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from headrace.verifiers import Sample, VerdictKind
 from headrace.verifiers.math import MathVerifier
-
-SUITE = os.environ.get("MATH_VERIFY_CASES")
+from tests.suites import MATH_VERIFY, MISSING
 
 Case = tuple[str, str, bool]
 
@@ -68,9 +64,9 @@ def test_other(gold):
     assert read_cases(source) == [("1", "$1$", True), ("1", "2", False)]
 
 
-@pytest.mark.skipif(not SUITE, reason="MATH_VERIFY_CASES names no file tests/test_all.py of math-verify's")
+@pytest.mark.skipif(not MATH_VERIFY.exists(), reason=MISSING)
 def test_only_intended_differences_from_the_library():
-    cases = read_cases(Path(str(SUITE)).read_text())
+    cases = read_cases(MATH_VERIFY.read_text())
     assert len(cases) >= 150
     with_limits = MathVerifier()
     try:

@@ -157,8 +157,8 @@ def test_packing_check_forgives_what_rounding_does_to_what_is_most_unlikely(llam
     expected = policy.logprobs(pack_documents(check_documents(VOCABULARY), 1000)[0])
     unlikely = SimpleNamespace(model=policy.model, logprobs=lambda _: expected - 40.0)
     check_packing(cast(Policy, unlikely), expected - 40.002, "a model")
-    with pytest.raises(UserError, match=r"up to 0\.05"):
-        check_packing(cast(Policy, unlikely), expected - 40.05, "a model")
+    with pytest.raises(UserError, match=r"up to 0\.2"):
+        check_packing(cast(Policy, unlikely), expected - 40.2, "a model")
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path):

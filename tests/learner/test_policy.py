@@ -1,8 +1,6 @@
 """Packed log-probabilities and gradients against the model's own forward, one sample at a time."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from transformers import (
 from headrace.learner import packing
 from headrace.learner import policy as policy_module
 from headrace.learner.packing import Branch, Document, pack_documents
-from headrace.learner.policy import Policy, check_documents, check_packing, load_policy, naive_check_logprobs
+from headrace.learner.policy import check_packing, load_policy, naive_check_logprobs
 from headrace.verifiers.errors import UserError
 
 VOCABULARY = 97
@@ -152,13 +150,15 @@ def test_packing_check_sees_a_sample_that_sees_its_sibling(llama_folder: Path, m
         check_packing(policy, expected, "a model")
 
 
-def test_packing_check_forgives_what_rounding_does_to_what_is_most_unlikely(llama_folder: Path):
+def test_packing_check_forgives_what_rounding_does_to_what_is_most_unlikely(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     policy = load_policy(str(llama_folder), head_chunk_tokens=16)
-    expected = policy.logprobs(pack_documents(check_documents(VOCABULARY), 1000)[0])
-    unlikely = SimpleNamespace(model=policy.model, logprobs=lambda _: expected - 40.0)
-    check_packing(cast(Policy, unlikely), expected - 40.002, "a model")
+    unlikely = policy.logprobs(pack_documents(policy_module.check_documents(VOCABULARY), 1000)[0]) - 40.0
+    monkeypatch.setattr(type(policy), "logprobs", lambda *_: unlikely)
+    check_packing(policy, unlikely - 0.002, "a model")
     with pytest.raises(UserError, match=r"up to 0\.2"):
-        check_packing(cast(Policy, unlikely), expected - 40.2, "a model")
+        check_packing(policy, unlikely - 0.2, "a model")
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path):

@@ -304,8 +304,8 @@ class WeightSyncSection(Section):
     timeout_seconds: Changeable[float] = Field(default=60, gt=0)
     """For one transfer; a member that misses it is replaced, the others are sent to again without it."""
     rounding: Literal["dithered", "nearest"] = "dithered"
-    """How float32 weights become the serving dtype. Nearest undoes steps that are smaller than half the dtype's own
-    (learner/rounding.py)."""
+    """How float32 weights become the serving dtype, and the dtype that the learner computes in. Nearest undoes steps that
+    are smaller than half the dtype's own (learner/rounding.py)."""
     probe_tolerance: Changeable[float] = Field(default=0.03, gt=0)
     """Attestation: largest distance between the engine's and the learner's log-probabilities of the probe sequences, as a
     share of their size (actors/weight_sync/attestation.py)."""

@@ -12,6 +12,7 @@ from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.job_file import load_job
 from headrace.cluster.run_folder import RunFolder
 from headrace.learner.checkpoint import export_checkpoint
+from headrace.learner.rounding import dithers_what_is_sent
 from headrace.verifiers.base import printable
 from headrace.verifiers.errors import UserError, cause_line
 
@@ -34,7 +35,7 @@ def export_run(run: RunFolder, output: Path) -> int:
             output,
             base=resolve_base_model(job.model.base),
             dtype=job.rollout.dtype,
-            dithered=job.weight_sync.rounding == "dithered",
+            dithered=dithers_what_is_sent(job.weight_sync.rounding == "dithered", job.learner.dtype, job.rollout.dtype),
         )
 
 

@@ -20,7 +20,7 @@ from headrace.learner.attention import IMPLEMENTATION
 from headrace.learner.head import HeadWeights, TokenLoss, token_logprobs, token_loss
 from headrace.learner.matmul import use_onednn
 from headrace.learner.packing import Branch, Document, Pack, pack_documents
-from headrace.learner.rounding import to_serving_dtype
+from headrace.learner.rounding import moved_off_grid, to_serving_dtype
 from headrace.verifiers.errors import WrongValue, opening_line
 
 CHECK_TOLERANCE = 1e-3  # nats in float32, of a log-probability and of one more: those of -40 differ in the third place
@@ -69,6 +69,11 @@ class Policy(nn.Module):
         for name, buffer in self.model.named_buffers():
             if name in persistent:
                 yield name, buffer
+
+    def move_off_grid(self) -> None:
+        """Before it is sharded and computes in bfloat16: see learner/rounding.py."""
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(moved_off_grid(name, parameter.data))
 
     def served_tensors(self, dtype: torch.dtype, *, dithered: bool) -> Iterator[tuple[str, Tensor]]:
         """The whole tensors by Hugging Face name, in `dtype`, on their device; a tied head is left out.

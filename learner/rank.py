@@ -29,6 +29,7 @@ from headrace.learner.losses import LOSSES, LossInputs, LossOptions, LossSums
 from headrace.learner.optimizer import build_optimizer, scheduled_rate, set_learning_rate
 from headrace.learner.packing import Branch, Document, Pack, documents_of, pack_documents
 from headrace.learner.policy import Policy, load_policy
+from headrace.learner.rounding import dithers_what_is_sent
 from headrace.learner.settings import LearnerSettings
 from headrace.learner.supervised import SupervisedExample, cross_entropy, example_documents
 from headrace.verifiers.records import LEARNER_PHASES, Group
@@ -207,7 +208,10 @@ class LearnerRank:
 
     def named_full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """`Policy.served_tensors`, rounded as the settings say."""
-        return self.policy.served_tensors(dtype, dithered=self.settings.dithered_rounding)
+        settings = self.settings
+        serving = str(dtype).removeprefix("torch.")
+        dithered = dithers_what_is_sent(settings.dithered_rounding, settings.dtype, serving)
+        return self.policy.served_tensors(dtype, dithered=dithered)
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, reference policy, random state and step; any world size can `load` it."""
@@ -246,6 +250,8 @@ class LearnerRank:
             head_chunk_tokens=settings.head_chunk_tokens,
             activation_checkpointing=settings.activation_checkpointing,
         )
+        if settings.dithered_rounding and dtype == torch.bfloat16:
+            policy.move_off_grid()
         precision = MixedPrecisionPolicy(
             param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
         )

@@ -388,6 +388,28 @@ def test_computing_in_bfloat16_keeps_float32_weights(llama_folder: Path, free_po
     assert moved.any(), "a step of 1e-7 is lost in bfloat16, not in float32"
 
 
+@pytest.mark.parametrize(("dithered", "least", "most"), [(True, 0.5, 1.5), (False, 0.0, 0.2)])
+def test_a_learner_that_computes_in_bfloat16_sees_its_own_small_steps(
+    llama_folder: Path, tmp_path: Path, free_port: int, dithered: bool, least: float, most: float
+):
+    AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    settings = scenario.settings_for(
+        tmp_path, dtype="bfloat16", learning_rate=1e-5, weight_decay=0.0, dithered_rounding=dithered
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    rank = start(settings, free_port)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()[name]
+    first, computed = scenario.weights(rank)[name], dict(rank.named_full_tensors(torch.bfloat16))[name].clone()
+    rank.train_step(scenario.random_groups(1), 1)
+    then, sent = scenario.weights(rank)[name], dict(rank.named_full_tensors(torch.bfloat16))[name].clone()
+    rank.close()
+    assert torch.equal(computed, base)
+    assert torch.equal(sent, then.to(torch.bfloat16)), "what is sent is what the learner computes with"
+    step = then - first
+    kept = ((sent.float() - computed.float()) * step.sign()).sum() / step.abs().sum()
+    assert least < kept < most
+
+
 def test_a_folder_without_a_checkpoint_is_one_line(rank: LearnerRank, tmp_path: Path):
     with pytest.raises(UserError, match="no complete learner checkpoint"):
         rank.load(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.learner.rounding import round_with_dither, to_serving_dtype
+from headrace.learner.rounding import moved_off_grid, round_with_dither, to_serving_dtype
 
 finite_bits = st.integers(0, 0x7F7F_FFFF)  # of float32, without the sign
 bits_in_float16s_range = st.integers(0, 0x477F_FFFF)  # below 65536; those below 2**-14 are its subnormals
@@ -146,3 +146,24 @@ def test_nearest_is_nearest_and_integers_are_left_alone():
 
 def test_an_empty_weight_stays_empty():
     assert to_serving_dtype("w", torch.empty(0, 4), torch.bfloat16, dithered=True).shape == (0, 4)
+    assert moved_off_grid("w", torch.empty(0, 4)).shape == (0, 4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(finite_bits, st.booleans()), min_size=1, max_size=50))
+def test_off_the_grid_the_nearest_value_is_the_dithered_one(parts):
+    values = from_bits([bits | (0x8000_0000 if negative else 0) for bits, negative in parts])
+    values = values[(values.abs() > 1e-40) & (values.abs() <= torch.finfo(torch.bfloat16).max)]
+    nearest = moved_off_grid("w", values).to(torch.bfloat16)
+    dithered = to_serving_dtype("w", values, torch.bfloat16, dithered=True)
+    # One dither in 65,536 has no place in the middle between two neighbours.
+    assert int((nearest != dithered).sum()) <= 1
+
+
+def test_off_the_grid_a_base_models_weights_are_still_its_own():
+    values = torch.randn(200, 50, generator=torch.Generator().manual_seed(5)).to(torch.bfloat16).float()
+    values[0, :4] = torch.tensor([0.0, -0.0, math.inf, -math.inf])
+    moved = moved_off_grid("w", values)
+    assert torch.equal(moved.to(torch.bfloat16).float(), values)
+    assert torch.equal(moved[0, :4], values[0, :4])
+    assert (moved != values).float().mean() > 0.99

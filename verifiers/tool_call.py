@@ -44,8 +44,13 @@ class ToolCallOptions(ConfinedOptions):
     {name: {argument: [allowed values]}}, where "" among the values means that the argument may be absent."""
     tools_field: str = "tools"
     """Row field with the row's own tools, in place of the file's."""
-    execution: ExecutionOptions | None = None
-    """Run the tools, where that decides: without gold they must run, and with `same` what they come to counts beside it."""
+    code_path: str | None = None
+    """A Python file with a function for each tool, at its top level; what is neither letter nor digit in a tool's name is
+    `_` in the function's. The tools are run, in the sandbox, where that decides: without gold they must run, and with
+    `execution.same` what they come to counts beside it. `set_up(state)` in the file is called before, `state()` tells what
+    is left after."""
+    execution: ExecutionOptions = ExecutionOptions()
+    """How `code_path` is run, and what counts of it."""
 
 
 class ToolCallVerifier(ConfinedVerifier):
@@ -62,32 +67,31 @@ class ToolCallVerifier(ConfinedVerifier):
     """
 
     def __init__(self, schema_path: str | Path | None = None, **options: Any) -> None:
-        path = str(schema_path) if isinstance(schema_path, Path) else schema_path
-        parsed = parse_options(ToolCallOptions, {"schema_path": path, **options}, "tool_call")
+        given = {"schema_path": schema_path, **options}
+        given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+        parsed = parse_options(ToolCallOptions, given, "tool_call")
+        path = parsed.schema_path
         try:
             tools = None if path is None else ToolSet.from_file(Path(path), parsed.check_formats)
         except UserError as error:
             raise WrongOption("schema_path", str(error)) from error
+        if parsed.code_path is None and parsed.execution != ExecutionOptions():
+            raise WrongOption("execution", "`execution` says how `code_path` is run, and there is none")
         try:
-            self._with(parsed, tools, None if parsed.execution is None else ToolFile.read(Path(parsed.execution.file)))
+            self._with(parsed, tools, None if parsed.code_path is None else ToolFile.read(Path(parsed.code_path)))
         except UserError as error:
-            raise WrongOption("execution", str(error)) from error
+            raise WrongOption("code_path", str(error)) from error
 
     @classmethod
     def from_options(cls, options: dict[str, Any], base_dir: Path) -> Self:
-        options = dict(options)
-        execution = options.get("execution")
-        if isinstance(options.get("schema_path"), str):
-            options["schema_path"] = str(base_dir / options["schema_path"])
-        if isinstance(execution, dict) and isinstance(execution.get("file"), str):
-            options["execution"] = {**execution, "file": str(base_dir / execution["file"])}
-        return cls(**options)
+        named = {key: options[key] for key in ("schema_path", "code_path") if isinstance(options.get(key), str)}
+        return cls(**{**options, **{key: str(base_dir / path) for key, path in named.items()}})
 
     def _with(self, options: ToolCallOptions, tools: ToolSet | None, code: ToolFile | None) -> None:
         self.options = options
         self._tools = tools
         self._execution = None
-        if options.execution is not None and code is not None:
+        if code is not None:
             if tools is not None and (fault := code.fault(tools.names)):
                 raise UserError(fault)
             self._execution = ToolExecution(options.execution, code)
@@ -146,8 +150,8 @@ class ToolCallVerifier(ConfinedVerifier):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, tools = _parsed_state(state)
-        execution = options.execution
-        self._with(options, tools, None if execution is None else ToolFile(state["code"], execution.file))
+        code = state["code"]
+        self._with(options, tools, None if code is None else ToolFile(code, str(options.code_path)))
 
 
 def load_check(state: dict[str, Any]) -> Callable[[Sample], Verdict]:

@@ -45,9 +45,6 @@ def {_ENTRY}(name, positional, named, keep):
 class ExecutionOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    file: str
-    """A Python file with a function for each tool, at its top level; what is neither letter nor digit in a tool's name is
-    `_` in the function's. `set_up(state)` in it is called before, `state()` tells what is left after."""
     same: Literal["state", "results"] | None = None
     """Calls that are not the gold ones are right all the same when afterwards `state()` is what it is after those, or when
     they return the same, in any order. None: only the gold calls are right."""

@@ -67,7 +67,7 @@ def verifiers(folder):
 
 
 def made_in(folder: Path, **execution) -> ToolCallVerifier:
-    options = {"schema_path": "tools.json", "execution": {"file": "tools.py", **execution}}
+    options = {"schema_path": "tools.json", "code_path": "tools.py", "execution": execution}
     return ToolCallVerifier.from_options(options, folder)
 
 
@@ -206,6 +206,11 @@ def test_a_file_that_fails_when_it_is_run_is_refused_when_the_pool_starts(tmp_pa
         assert judge(verifier, BOOK).reason == "bad_tools"
     finally:
         verifier.close()
+
+
+def test_how_to_run_what_is_not_there_is_refused(folder):
+    with pytest.raises(UserError, match="`execution` says how `code_path` is run, and there is none"):
+        ToolCallVerifier(schema_path=folder / "tools.json", execution={"same": "state"})
 
 
 def test_a_row_whose_state_nobody_takes_is_refused(folder, tmp_path, verifiers):

@@ -50,10 +50,10 @@ class ExecutionOptions(BaseModel):
     they return the same, in any order. None: only the gold calls are right."""
     state_field: str = "state"
     """Row field with what `set_up` is given; a row may have none."""
-    wall_seconds: float = Field(5.0, gt=0)
+    wall_seconds: float = Field(default=5.0, gt=0)
     """Of one answer's calls together."""
-    cpu_seconds: int = Field(2, ge=1)
-    memory_bytes: int = Field(512 << 20, ge=64 << 20)
+    cpu_seconds: int = Field(default=2, ge=1)
+    memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
     allow_degraded: bool = False
     """Run also where a layer of the sandbox that is needed is missing."""
 

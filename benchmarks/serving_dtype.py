@@ -19,7 +19,7 @@ from headrace.actors.engine import EngineSettings
 from headrace.actors.generator import engine_environment
 from headrace.cluster.base_model import resolve_base_model
 from headrace.cluster.config import DEMO_MODEL
-from headrace.cluster.serving_dtype import CPU_INFO, computes_bfloat16
+from headrace.cluster.dtypes import CPU_INFO, computes_bfloat16
 from headrace.verifiers.records import Sampling
 
 DTYPES = ("float32", "bfloat16")

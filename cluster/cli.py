@@ -27,7 +27,7 @@ from headrace.cluster.errors import RunFailed, original
 from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import MAX_MEMBERS
-from headrace.cluster.serving_dtype import settle_dtype
+from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.standard_output import run_console
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError, WrongValue, cause_line
@@ -58,7 +58,7 @@ def run(
     """Train. Any value of the job can be given here as well: --learner.learning-rate 1e-5."""
     config = load_job(job, context.args)
     if print_config:
-        sys.stdout.write(dump_job(settle_dtype(config)))
+        sys.stdout.write(dump_job(settle_dtypes(config)))
         return
     display = make_display(run_console())
     try:

@@ -262,9 +262,9 @@ class LearnerSection(Section):
     """AdamW's decay of the first and the second moment."""
     grad_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; weights, moments and reductions are float32. In float16 gradients underflow: there is no loss
-    scaling."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the computation; weights, moments and reductions are float32. `auto`: bfloat16 on GPUs and on CPUs that compute in
+    it. In float16 gradients underflow: there is no loss scaling."""
     max_tokens_per_pack: Changeable[int] = Field(default=2048, ge=64)
     """Tokens in one forward pass of one rank."""
     head_chunk_tokens: Changeable[int] = Field(default=1024, ge=16)

@@ -27,7 +27,7 @@ from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
-from headrace.cluster.serving_dtype import settle_dtype
+from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.standard_output import run_console
 from headrace.cluster.waits import Stopped
 from headrace.learner.optimizer import scheduled_rate
@@ -103,7 +103,7 @@ def checked(
     """The job, ready to start, and the one that it takes up. Raises UserError for whatever is wrong; nothing is started."""
     folder.check(resume)
     before = load_job(folder.job) if resume else None
-    job = settle_dtype(job, before)
+    job = settle_dtypes(job, before)
     if before:
         check_compatible(job, before, folder)
     if engine_class == VLLM_ENGINE:

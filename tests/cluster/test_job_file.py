@@ -298,7 +298,11 @@ def test_a_command_line_value_that_is_wrong_is_named_as_it_was_given(write, word
             "every = 5",
             "evaluation.every: there are no rows to evaluate on; give data.held_out",
         ),
-        (JOB + "dtype = 'float16'\n", "dtype = 'float16'", "learner.dtype: input should be 'float32' or 'bfloat16'"),
+        (
+            JOB + "dtype = 'float16'\n",
+            "dtype = 'float16'",
+            "learner.dtype: input should be 'auto', 'float32' or 'bfloat16'",
+        ),
         (
             JOB + "[algorithm]\ngroup_size = 1\n",
             "group_size = 1",

@@ -1,9 +1,9 @@
-"""Which dtype the engines compute in, where the job does not say."""
+"""Which dtypes engines and learner compute in, where the job does not say."""
 
 import pytest
 
 from headrace.cluster.job_file import dump_job, load_job
-from headrace.cluster.serving_dtype import CPU_INFO, settle_dtype
+from headrace.cluster.dtypes import CPU_INFO, settle_dtypes
 
 CPUS = {
     "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n": "bfloat16",
@@ -26,26 +26,43 @@ def job(letters_job):
 @pytest.mark.parametrize("cpu", CPUS)
 def test_a_cpu_engine_computes_in_what_the_cpu_has_instructions_for(job, tmp_path, cpu):
     (tmp_path / "cpuinfo").write_text(cpu)
-    assert settle_dtype(job, cpu_info=tmp_path / "cpuinfo").rollout.dtype == CPUS[cpu]
+    assert settle_dtypes(job, cpu_info=tmp_path / "cpuinfo").rollout.dtype == CPUS[cpu]
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_so_does_a_learner_that_is_left_to_choose(letters_job, tmp_path, cpu):
+    (tmp_path / "cpuinfo").write_text(cpu)
+    left = load_job(letters_job, ["--learner.dtype", "auto"])
+    assert settle_dtypes(left, cpu_info=tmp_path / "cpuinfo").learner.dtype == CPUS[cpu]
+    named = load_job(letters_job)
+    assert settle_dtypes(named, cpu_info=tmp_path / "cpuinfo").learner.dtype == "float32"
+
+
+def test_a_learner_on_gpus_that_is_left_to_choose_takes_bfloat16(letters_job, tmp_path):
+    (tmp_path / "cpuinfo").write_text("")
+    job = load_job(letters_job, ["--learner.dtype", "auto", "--learner.gpus", "1"])
+    assert settle_dtypes(job, cpu_info=tmp_path / "cpuinfo").learner.dtype == "bfloat16"
 
 
 def test_on_gpus_it_is_bfloat16_and_what_the_job_names_stays(letters_job, job, tmp_path):
     (tmp_path / "cpuinfo").write_text("")
     on_gpus = load_job(letters_job, ["--rollout.gpus", "1"])
-    assert settle_dtype(on_gpus, cpu_info=tmp_path / "cpuinfo").rollout.dtype == "bfloat16"
+    assert settle_dtypes(on_gpus, cpu_info=tmp_path / "cpuinfo").rollout.dtype == "bfloat16"
     named = load_job(letters_job, ["--rollout.dtype", "float16"])
-    assert settle_dtype(named, cpu_info=tmp_path / "cpuinfo") == named
+    assert settle_dtypes(named, cpu_info=tmp_path / "cpuinfo") == named
 
 
 def test_a_resumed_run_goes_on_in_its_own(letters_job, job, tmp_path):
     (tmp_path / "cpuinfo").write_text("flags: avx512_bf16")
     letters_job.with_name("before.toml").write_text(dump_job(load_job(letters_job, ["--rollout.dtype", "float32"])))
     before = load_job(letters_job.with_name("before.toml"))
-    assert settle_dtype(job, before, tmp_path / "cpuinfo").rollout.dtype == "float32"
+    assert settle_dtypes(job, before, tmp_path / "cpuinfo").rollout.dtype == "float32"
+    left = load_job(letters_job, ["--learner.dtype", "auto"])
+    assert settle_dtypes(left, before, tmp_path / "cpuinfo").learner.dtype == "float32"
 
 
 def test_a_system_that_does_not_describe_its_cpu_computes_in_float32(job, tmp_path):
-    assert settle_dtype(job, cpu_info=tmp_path / "missing").rollout.dtype == "float32"
+    assert settle_dtypes(job, cpu_info=tmp_path / "missing").rollout.dtype == "float32"
 
 
 def test_this_machines_cpu_is_readable():

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from headrace.cluster.display import make_display
 from headrace.cluster.doctor import examine, render
+from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.endpoint import ControllerAddress, ScaleRequest, ask
 from headrace.cluster.errors import RunFailed, original
 from headrace.cluster.job_file import dump_job, load_job, located
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_records import MAX_MEMBERS
-from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.standard_output import run_console
 from headrace.cluster.status_panel import render_status
 from headrace.verifiers.errors import UserError, WrongValue, cause_line

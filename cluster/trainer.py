@@ -16,6 +16,7 @@ from headrace.cluster.checkpoint import CheckpointStore
 from headrace.cluster.config import CHANGEABLE, JobConfig, RolloutSection, Section
 from headrace.cluster.controller import Controller
 from headrace.cluster.display import Display, make_display, ticking
+from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.endpoint import Endpoint, ScaleRequest, cannot_listen
 from headrace.cluster.event_loop import Interrupts, run_to_end
 from headrace.cluster.fleet import VLLM_ENGINE, Fleet
@@ -27,7 +28,6 @@ from headrace.cluster.ray_cluster import ClusterInfo, ray_cluster
 from headrace.cluster.run_folder import RunFolder
 from headrace.cluster.run_recorder import RunRecorder
 from headrace.cluster.run_records import Summary
-from headrace.cluster.dtypes import settle_dtypes
 from headrace.cluster.standard_output import run_console
 from headrace.cluster.waits import Stopped
 from headrace.learner.optimizer import scheduled_rate

@@ -1,9 +1,11 @@
 """Which dtypes engines and learner compute in, where the job does not say."""
 
+import re
+
 import pytest
 
-from headrace.cluster.job_file import dump_job, load_job
 from headrace.cluster.dtypes import CPU_INFO, settle_dtypes
+from headrace.cluster.job_file import dump_job, load_job
 
 CPUS = {
     "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n": "bfloat16",
@@ -40,6 +42,7 @@ def test_so_does_a_learner_that_is_left_to_choose(letters_job, tmp_path, cpu):
 
 def test_a_learner_on_gpus_that_is_left_to_choose_takes_bfloat16(letters_job, tmp_path):
     (tmp_path / "cpuinfo").write_text("")
+    letters_job.write_text(re.sub(r"(?m)^threads = .*\n", "", letters_job.read_text()))
     job = load_job(letters_job, ["--learner.dtype", "auto", "--learner.gpus", "1"])
     assert settle_dtypes(job, cpu_info=tmp_path / "cpuinfo").learner.dtype == "bfloat16"
 

@@ -72,4 +72,4 @@ def test_right_programs_and_mutants_get_python_s_verdict(verifier, task):
 def test_human_eval_gets_python_s_verdict(verifier, task):
     verdict = judge(verifier, task, task.solution)
     assert (verdict.kind, verdict.reward) == (VerdictKind.PASS, 1.0), verdict
-    assert differences(verifier, task, most=3) == []  # some never end: each takes its second
+    assert differences(verifier, task, most=2) == []  # some never end: each takes its second

@@ -305,18 +305,23 @@ NOT_HERE = {
 }
 
 
-def official_cases():
-    for path in sorted(JSON_SCHEMA.rglob("*.json")):
-        groups = [] if str(path.relative_to(JSON_SCHEMA)) in NOT_HERE else json.loads(path.read_text())
-        for group in groups:
-            if "localhost" in json.dumps(group["schema"]):
-                continue
-            for case in group["tests"]:
-                name = f"{path.relative_to(JSON_SCHEMA)}: {group['description']}: {case['description']}"
-                yield pytest.param(group["schema"], case["data"], case["valid"], id=name)
+def official_files():
+    return [path for path in sorted(JSON_SCHEMA.rglob("*.json")) if str(path.relative_to(JSON_SCHEMA)) not in NOT_HERE]
 
 
 @pytest.mark.skipif(not JSON_SCHEMA.exists(), reason=MISSING)
-@pytest.mark.parametrize(("schema", "value", "expected"), list(official_cases()))
-def test_the_official_suite(schema, value, expected):
-    assert fits(schema, value) is expected
+def test_the_official_suite_is_there():
+    assert len(official_files()) >= 60
+
+
+@pytest.mark.skipif(not JSON_SCHEMA.exists(), reason=MISSING)
+@pytest.mark.parametrize("path", official_files(), ids=lambda path: path.stem)
+def test_the_official_suite(path):
+    wrong = [
+        f"{group['description']}: {case['description']}"
+        for group in json.loads(path.read_text())
+        if "localhost" not in json.dumps(group["schema"])
+        for case in group["tests"]
+        if fits(group["schema"], case["data"]) is not case["valid"]
+    ]
+    assert wrong == []

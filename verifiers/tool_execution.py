@@ -185,7 +185,10 @@ class ToolExecution:
             return not_run("bad_row", message=printable(told.rstrip(), 500))
         details = {**verdict.details, "executed": not came.reason}
         if came.reason:
-            reward = verdict.reward if against_gold else Shares(1.0, 1.0, 0.0, 0.0, 0.0).reward(weights)
+            reward = verdict.reward
+            if not against_gold:
+                shares = Shares(format=1.0, schema=1.0, tool=0.0, arguments=0.0, exact=0.0)
+                reward, details["shares"] = shares.reward(weights), msgspec.structs.asdict(shares)
             return Verdict(VerdictKind.FAIL, reward, came.reason, {**details, "message": printable(came.message)})
         if not against_gold:
             return Verdict(VerdictKind.PASS, 1.0, "executed", details)

@@ -86,6 +86,7 @@ def test_a_call_that_raises_earns_what_its_form_is_worth(verifiers):
     assert (verdict.kind, verdict.reason) == (VerdictKind.FAIL, "tool_failed")
     assert verdict.details["message"] == "ValueError: no table for 13"
     assert verdict.reward == pytest.approx(0.2)
+    assert verdict.details["shares"] == {"format": 1.0, "schema": 1.0, "tool": 0.0, "arguments": 0.0, "exact": 0.0}
 
 
 def test_what_the_state_is_called_by_does_not_matter(verifiers):
